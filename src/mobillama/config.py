@@ -1,0 +1,350 @@
+"""Typed recipes: a TOML file plus `--set a.b=c` becomes one checked, frozen tree.
+
+Reads `recipes/{model,data,train}/*.toml` (or any path). Imports no torch. A whole recipe is checked before anything
+runs; an unknown key, an impossible shape or a value of the wrong type is a `RecipeError` that names the key.
+Field names are Hugging Face's LLaMA names where there is one (the paper's Table 3 uses the same words).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mobillama.errors import InputError, RecipeError
+
+RecipeKind = Literal["model", "data", "train"]
+
+
+class Section(BaseModel):
+    """One table of a recipe: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    def tree(self) -> dict[str, Any]:
+        """The resolved values as plain JSON types."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON of the resolved values."""
+        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class ModelConfig(Section):
+    """Shapes of one model. The defaults are MobiLlama 0.5B (paper, Table 3; released weights are multi-head)."""
+
+    name: str = Field("custom", description="name of the preset or of your own model")
+    vocab_size: int = Field(32000, ge=1, description="rows of the embedding and of the head")
+    hidden_size: int = Field(2048, ge=1, description="width of the residual stream")
+    intermediate_size: int = Field(5632, ge=1, description="width inside the feed-forward network")
+    num_hidden_layers: int = Field(22, ge=1, description="decoder blocks")
+    num_attention_heads: int = Field(32, ge=1, description="query heads")
+    num_key_value_heads: int = Field(0, ge=0, description="key and value heads; 0 = as many as query heads")
+    num_ffn_blocks: int = Field(
+        1, ge=0, description="feed-forward networks stored; 1 = one for all layers, 0 = one per layer (dense)"
+    )
+    max_position_embeddings: int = Field(2048, ge=1, description="tokens of context")
+    rms_norm_eps: float = Field(1e-5, gt=0, description="added to the mean square in RMSNorm (1e-5 in the release)")
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary wavelengths")
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    tie_word_embeddings: bool = Field(False, description="use the embedding matrix as the head")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_zeroes(cls, data: Any) -> Any:
+        """0 key/value heads means all heads, 0 FFN blocks means one per layer."""
+        if isinstance(data, dict):
+            fields = cls.model_fields
+            data = dict(data)
+            for zero, full in (
+                ("num_key_value_heads", "num_attention_heads"),
+                ("num_ffn_blocks", "num_hidden_layers"),
+            ):
+                if data.get(zero, fields[zero].default) == 0:
+                    data[zero] = data.get(full, fields[full].default)
+        return data
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        hidden, heads, kv = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        # An even head size, so that rotary pairs fit: the hidden size must be a multiple of 2 * heads.
+        if hidden % (2 * heads):
+            below, above = hidden // (2 * heads) * 2 * heads, -(-hidden // (2 * heads)) * 2 * heads
+            nearest = ", ".join(str(size) for size in (below, above) if size)
+            if hidden % heads:
+                why = f"is not divisible by num_attention_heads={heads}"
+            else:
+                why = f"gives an odd head size of {hidden // heads}, which rotary embeddings cannot split in pairs"
+            hint = ""
+            if (hidden, self.intermediate_size) == (2532, 11080):
+                hint = (
+                    "; 2532/11080 are the sizes in the paper's text, which its own 32 heads cannot divide: the"
+                    " published configuration uses 2560/10240 (recipes/model/mobillama-0.8b.toml)"
+                )
+            raise ValueError(f"hidden_size={hidden} {why}; the nearest sizes that fit are: {nearest}{hint}")
+        if heads % kv:
+            raise ValueError(
+                f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv}; "
+                f"use one of {[d for d in range(1, heads + 1) if heads % d == 0]}"
+            )
+        if self.num_ffn_blocks > self.num_hidden_layers:
+            raise ValueError(
+                f"num_ffn_blocks={self.num_ffn_blocks} is more than num_hidden_layers={self.num_hidden_layers}; "
+                "use 1 (one for all) to num_hidden_layers (dense)"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Features per attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def ffn_block_of(self, layer: int) -> int:
+        """Which FFN block layer `layer` uses."""
+        return layer * self.num_ffn_blocks // self.num_hidden_layers
+
+    def first_layer_of(self, block: int) -> int:
+        """The first layer that uses FFN block `block`: the name the block is stored under."""
+        return -(-block * self.num_hidden_layers // self.num_ffn_blocks)
+
+
+SourceKind = Literal["jsonl", "parquet", "folder", "python-installation"]
+
+
+class SourceConfig(Section):
+    """Where documents come from. Every source yields text with an id, a subset name, a url and a licence."""
+
+    kind: SourceKind = Field("jsonl", description="jsonl (plain, .gz, .zst), parquet, folder, python-installation")
+    root: str = Field("", description="folder to read; empty = environment variable MOBILLAMA_CORPORA")
+    subsets: tuple[str, ...] = Field(
+        (), description="names of the files (without suffix) or sub-folders to read, in this order; empty = all"
+    )
+    max_bytes: int = Field(0, ge=0, description="stop after this many bytes of text a subset; 0 = all")
+
+
+class CleanConfig(Section):
+    """Normalisation and the filters that drop a document, each with a reason."""
+
+    min_characters: int = Field(100, ge=1, description="shorter documents are dropped (too_short)")
+    max_characters: int = Field(20_000_000, ge=1, description="longer documents are dropped (too_long)")
+    max_control_share: float = Field(
+        0.01, ge=0, le=1, description="share of control characters above which a document is dropped as binary"
+    )
+    deduplicate: bool = Field(True, description="drop documents whose normalised text was seen before (duplicate)")
+
+
+class TokenizerConfig(Section):
+    """The tokenizer to encode with: an existing one, or one trained on the corpus."""
+
+    root: str = Field("", description="folder or file of the tokenizer; empty = environment variable MOBILLAMA_TOKENIZER")
+    train_vocab_size: int = Field(0, ge=0, description="train a byte-fallback BPE of this many pieces; 0 = use root")
+    train_bytes: int = Field(20_000_000, ge=1, description="bytes of text the tokenizer is trained on at most")
+
+
+class PackConfig(Section):
+    """Rows, chunks and the held-out split."""
+
+    seq_len: int = Field(2048, ge=1, description="positions trained per row; a row stores seq_len + 1 ids")
+    chunks: int = Field(360, ge=1, description="training chunks (Amber: 360)")
+    validation_share: float = Field(
+        0.01, ge=0, lt=1, description="share of documents held out, decided by a hash of the document id alone"
+    )
+
+
+class DataRecipe(Section):
+    """Raw text to shards: one run of `mobillama data build`."""
+
+    name: str = "custom"
+    seed: int = Field(11111, ge=0, description="seed of the mixing of rows into chunks (Amber: 11111)")
+    source: SourceConfig = SourceConfig()
+    clean: CleanConfig = CleanConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    pack: PackConfig = PackConfig()
+
+
+class RunData(Section):
+    """What a training run reads."""
+
+    recipe: str = Field("", description="data recipe to build when no shards are given; empty = --data is required")
+    shards: str = Field("", description="folder of shards; empty = --data, else artefacts/shards/<data recipe>")
+
+
+class TrainConfig(Section):
+    """How a model is trained. The defaults are the paper's (section 4) unless a field says otherwise."""
+
+    seed: int = Field(11111, ge=0, description="seed of the initial weights and of the order of rows")
+    steps: int = Field(0, ge=0, description="optimizer steps; 0 = one pass over the shards")
+    rows_per_step: int = Field(800, ge=1, description="rows per optimizer step over all devices")
+    micro_batch_rows: int = Field(5, ge=1, description="rows per forward pass; the rest is gradient accumulation")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final over peak learning rate (cosine)")
+    warmup_steps: int = Field(2000, ge=0, description="steps of linear warm-up from 0")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay, on all tensors as in the paper")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="compute type; weights and optimizer stay float32. auto = bfloat16 where the device is fast at it"
+    )
+    compile: bool = Field(True, description="compile each block with torch.compile")
+    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
+    loss_chunk_tokens: int = Field(
+        2048, ge=0, description="positions whose logits exist at once; 0 = all"
+    )
+    deterministic: bool = Field(True, description="same machine kind, world size and threads give the same bits")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="auto = cuda, then mps, then cpu")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 = all cores")
+    validate_every: int = Field(100, ge=0, description="steps between validations; 0 = only at the end")
+    validation_rows: int = Field(0, ge=0, description="held-out rows per validation; 0 = all")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, description="full training states kept")
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        if self.rows_per_step % self.micro_batch_rows:
+            divisors = [d for d in range(1, self.rows_per_step + 1) if self.rows_per_step % d == 0]
+            raise ValueError(
+                f"rows_per_step={self.rows_per_step} is not a multiple of micro_batch_rows={self.micro_batch_rows}; "
+                f"use one of {divisors}"
+            )
+        return self
+
+
+class TrainRecipe(Section):
+    """Shards to a run: one run of `mobillama train`. `model.preset` names a model recipe that the other keys overlay."""
+
+    name: str = "custom"
+    model: ModelConfig
+    data: RunData = RunData()
+    train: TrainConfig = TrainConfig()
+
+
+R = TypeVar("R", bound=Section)
+
+KINDS: dict[type[Section], RecipeKind] = {ModelConfig: "model", DataRecipe: "data", TrainRecipe: "train"}
+
+
+def recipes_folder() -> Path:
+    """Folder of the recipes that ship with the package (inside it when installed, beside it in a checkout)."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def presets(kind: RecipeKind) -> list[str]:
+    """Names of the shipped recipes of one kind."""
+    return sorted(path.stem for path in (recipes_folder() / kind).glob("*.toml"))
+
+
+def read_recipe(recipe: type[R], name: str | Path, overrides: Sequence[str] = ()) -> R:
+    """Read a recipe by path or by shipped name, overlay `a.b=c` settings, and check all of it.
+
+    >>> read_recipe(ModelConfig, "mobillama-0.5b").num_ffn_blocks
+    1
+    >>> read_recipe(ModelConfig, "mobillama-0.5b", ["num_hidden_layers=4"]).num_hidden_layers
+    4
+    """
+    kind = KINDS[recipe]
+    path = _find(kind, str(name))
+    tree = _read_toml(path)
+    tree.setdefault("name", path.stem)
+    for setting in overrides:
+        _overlay(tree, setting)
+    return resolve(recipe, tree, str(path))
+
+
+def resolve(recipe: type[R], tree: dict[str, Any], origin: str) -> R:
+    """Check a tree of plain values against a recipe type; `origin` names it in errors."""
+    if recipe is TrainRecipe and isinstance(tree.get("model"), dict):
+        model = dict(tree["model"])
+        if preset := model.pop("preset", None):
+            path = _find("model", str(preset))
+            model = {"name": path.stem, **_read_toml(path), **model}
+        tree = {**tree, "model": model}
+    try:
+        return recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(recipe, error, origin)) from None
+
+
+def external_folder(field: str, value: str, variable: str) -> Path:
+    """A folder or file outside the project: the recipe field, else the environment variable, else a clear error."""
+    text = value or os.environ.get(variable, "")
+    if not text:
+        raise InputError(f"{field} is empty; give it with --set {field}=DIR or with the environment variable {variable}")
+    path = Path(text).expanduser()
+    if not path.exists():
+        origin = f"--set {field}" if value else f"environment variable {variable}"
+        raise InputError(f"{path} (from {origin}) does not exist; give a folder that does")
+    return path
+
+
+def _find(kind: RecipeKind, name: str) -> Path:
+    path = Path(name)
+    if path.suffix == ".toml" and path.is_file():
+        return path
+    shipped = recipes_folder() / kind / f"{name}.toml"
+    if shipped.is_file():
+        return shipped
+    known = presets(kind)
+    close = difflib.get_close_matches(name, known, 1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    raise RecipeError(f"no {kind} recipe {name!r}: give a .toml file or one of {', '.join(known) or 'none'}{meant}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from None
+
+
+def _overlay(tree: dict[str, Any], setting: str) -> None:
+    """Put one `a.b=c` setting into the tree; c is read as a TOML value, else as a string."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {setting!r} is not of the form key=value, for example --set train.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, leaf = key.strip().split(".")
+    for table in tables:
+        inner = tree.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {setting!r}: {table} is a value, not a table")
+        tree = inner
+    tree[leaf] = value
+
+
+def _explain(recipe: type[Section], error: ValidationError, origin: str) -> str:
+    """A ValidationError in the user's words, one line a problem."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(recipe, problem["loc"][:-1])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, 1)
+            meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            lines.append(f"{origin}: unknown key {where!r}; {meant}")
+        elif problem["type"] == "missing":
+            lines.append(f"{origin}: {where!r} is missing; add it")
+        elif problem["type"] == "value_error":
+            lines.append(f"{origin}: {problem['msg'].removeprefix('Value error, ')}")
+        else:
+            lines.append(f"{origin}: {where}={problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+def _fields_at(recipe: type[Section], location: Sequence[int | str]) -> list[str]:
+    section: Any = recipe
+    for part in location:
+        section = section.model_fields[str(part)].annotation
+    return list(section.model_fields)

@@ -1,0 +1,36 @@
+"""The errors a user can meet. Each message says what was found, what was expected and what to do next.
+
+The command line prints them without a traceback and exits with status 2; in Python they are ordinary exceptions.
+"""
+
+
+class MobillamaError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class RecipeError(MobillamaError, ValueError):
+    """A recipe, preset or command-line setting cannot be carried out as written."""
+
+
+class InputError(MobillamaError, ValueError):
+    """Documents, token ids, weights or a tokenizer that do not fit what they are used with."""
+
+
+class DamagedFileError(MobillamaError, OSError):
+    """The bytes of a file are not those its manifest (or its own header) promises."""
+
+
+class TrainingError(MobillamaError, RuntimeError):
+    """A run cannot go on: the loss is not a number, or a repeated step does not repeat."""
+
+
+class MissingExtraError(MobillamaError, ImportError):
+    """A library that this command needs is not installed."""
+
+
+def missing_extra(extra: str, error: ImportError) -> MissingExtraError:
+    """The error for a library of `extra` that could not be imported."""
+    return MissingExtraError(
+        f"{error.name or error} is not installed; this command needs the extra '{extra}': "
+        f"pip install -c constraints.txt 'mobillama[{extra}]'"
+    )

@@ -1,0 +1,228 @@
+"""Artefact folders: written whole or not at all, hashed, and tied to what they were made from.
+
+A folder under construction is called `<name>.partial`; sealing it writes `manifest.json`, syncs everything to disk and
+renames it. `manifest.json` names every file with its size and sha256, the digests of the artefacts it was made from,
+the resolved recipe and counts; `circumstance` (time, host, versions) is kept outside the digest, so that the same
+inputs give the same digest on any machine. Format: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mobillama
+from mobillama.errors import DamagedFileError, InputError
+
+FORMAT_VERSION = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one artefact folder is, what it was made from and which bytes it holds."""
+
+    kind: str
+    files: dict[str, dict[str, Any]]  # relative path -> {"bytes": int, "sha256": hex}
+    made_from: list[dict[str, str]] = field(default_factory=list)  # {"kind", "digest", "name"}
+    recipe: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    circumstance: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON of all but the circumstance: the identity of the artefact."""
+        return hashlib.sha256(canonical(self.tree(circumstance=False))).hexdigest()
+
+    def tree(self, *, circumstance: bool = True) -> dict[str, Any]:
+        """The manifest as plain JSON types."""
+        tree = {
+            "format": "mobillama.manifest",
+            "format_version": self.format_version,
+            "kind": self.kind,
+            "made_from": self.made_from,
+            "recipe": self.recipe,
+            "counts": self.counts,
+            "files": self.files,
+        }
+        return {**tree, "circumstance": self.circumstance} if circumstance else tree
+
+
+def canonical(tree: Any) -> bytes:
+    """JSON with sorted keys and no spaces, UTF-8: the form that is hashed."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def partial_path(out: Path) -> Path:
+    """The folder in which `out` is built before it is sealed; it survives a kill, so that work can go on."""
+    return out.with_name(out.name + ".partial")
+
+
+@contextlib.contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """Hold the right to build `out` and give the folder to build it in (kept if the block fails or is killed).
+
+    Errors: InputError if `out` is there already, or if another process is building it.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another --out or remove it")
+    partial = partial_path(out)
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial, f"{out} is being built by another process; wait for it"):
+        yield partial
+
+
+@contextlib.contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on a folder; the kernel frees it if the process dies. Error: InputError(busy)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(busy) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def seal(
+    partial: Path,
+    out: Path,
+    kind: str,
+    *,
+    made_from: Sequence[Mapping[str, str]] = (),
+    recipe: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
+    circumstance: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Hash every file under `partial`, write its manifest, sync, and rename it to `out`."""
+    files = {}
+    for path in sorted(p for p in partial.rglob("*") if p.is_file() and p.name != FILE):
+        files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        sync(path)
+    manifest = Manifest(
+        kind=kind,
+        files=files,
+        made_from=[dict(origin) for origin in made_from],
+        recipe=dict(recipe or {}),
+        counts=dict(counts or {}),
+        circumstance={**here(), **(circumstance or {})},
+    )
+    write_file(partial / FILE, json.dumps(manifest.tree(), indent=1, ensure_ascii=False).encode() + b"\n")
+    for folder in [*(p for p in partial.rglob("*") if p.is_dir()), partial]:
+        sync(folder)
+    partial.rename(out)
+    sync(out.parent)
+    return manifest
+
+
+def read(folder: Path, kind: str | None = None) -> Manifest:
+    """Read a folder's manifest. Errors: InputError if it has none or is of another kind or a newer format."""
+    path = folder / FILE
+    if not path.is_file():
+        unfinished = f"; {partial_path(folder)} is an unfinished build" if partial_path(folder).is_dir() else ""
+        raise InputError(f"{folder} has no {FILE}, so it is not an artefact of mobillama{unfinished}")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        version = tree.pop("format_version")
+        if tree.pop("format") != "mobillama.manifest":
+            raise KeyError("format")
+        found = Manifest(**tree, format_version=version)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is not a manifest ({error}); restore it or build the artefact again") from None
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}; this mobillama reads up to {FORMAT_VERSION}: install a newer one"
+        )
+    if kind is not None and found.kind != kind:
+        raise InputError(f"{folder} is an artefact of kind {found.kind!r}; expected {kind!r}")
+    return found
+
+
+def origin(folder: Path, manifest: Manifest | None = None) -> dict[str, str]:
+    """The entry that names the artefact at `folder` in another's `made_from`."""
+    manifest = manifest or read(folder)
+    return {"kind": manifest.kind, "name": folder.name, "digest": manifest.digest()}
+
+
+def differences(folder: Path) -> list[str]:
+    """Every way in which the bytes under `folder` are not those its manifest names; empty = all as promised."""
+    manifest = read(folder)
+    found = []
+    for name, promised in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name}: missing; expected {promised['bytes']} bytes, sha256 {promised['sha256']}")
+        elif (size := path.stat().st_size) != promised["bytes"]:
+            found.append(f"{name}: found {size} bytes; expected {promised['bytes']}")
+        elif (digest := sha256_file(path)) != promised["sha256"]:
+            found.append(f"{name}: found sha256 {digest}; expected {promised['sha256']}")
+    return found
+
+
+def check(folder: Path) -> None:
+    """Raise DamagedFileError naming the first files that differ from the manifest."""
+    if found := differences(folder):
+        raise DamagedFileError(f"{folder} is damaged: {'; '.join(found[:3])}. Restore the files or build it again")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside it, synced, renamed over it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Force a file's or folder's bytes to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(folder: Path) -> None:
+    """Remove an artefact folder so that a kill in the middle never leaves something that looks whole."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def here() -> dict[str, Any]:
+    """Time, host and versions: the circumstance of an artefact."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "mobillama": mobillama.__version__,
+    }
