@@ -143,7 +143,7 @@ class CleanConfig(Section):
 class TokenizerConfig(Section):
     """The tokenizer to encode with: an existing one, or one trained on the corpus."""
 
-    root: str = Field("", description="folder or file of the tokenizer; empty = environment variable MOBILLAMA_TOKENIZER")
+    root: str = Field("", description="folder or file; empty = environment variable MOBILLAMA_TOKENIZER")
     train_vocab_size: int = Field(0, ge=0, description="train a byte-fallback BPE of this many pieces; 0 = use root")
     train_bytes: int = Field(20_000_000, ge=1, description="bytes of text the tokenizer is trained on at most")
 
@@ -192,13 +192,12 @@ class TrainConfig(Section):
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="compute type; weights and optimizer stay float32. auto = bfloat16 where the device is fast at it"
+        "auto",
+        description="compute type (weights and optimizer stay float32); auto = bfloat16 where it is fast",
     )
     compile: bool = Field(True, description="compile each block with torch.compile")
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
-    loss_chunk_tokens: int = Field(
-        2048, ge=0, description="positions whose logits exist at once; 0 = all"
-    )
+    loss_chunk_tokens: int = Field(2048, ge=0, description="positions whose logits exist at once; 0 = all")
     deterministic: bool = Field(True, description="same machine kind, world size and threads give the same bits")
     device: Literal["auto", "cuda", "mps", "cpu"] = Field("auto", description="auto = cuda, then mps, then cpu")
     threads: int = Field(0, ge=0, description="CPU threads; 0 = all cores")
@@ -219,7 +218,7 @@ class TrainConfig(Section):
 
 
 class TrainRecipe(Section):
-    """Shards to a run: one run of `mobillama train`. `model.preset` names a model recipe that the other keys overlay."""
+    """Shards to a run: one run of `mobillama train`. `model.preset` names a model recipe to overlay."""
 
     name: str = "custom"
     model: ModelConfig
@@ -278,7 +277,9 @@ def external_folder(field: str, value: str, variable: str) -> Path:
     """A folder or file outside the project: the recipe field, else the environment variable, else a clear error."""
     text = value or os.environ.get(variable, "")
     if not text:
-        raise InputError(f"{field} is empty; give it with --set {field}=DIR or with the environment variable {variable}")
+        raise InputError(
+            f"{field} is empty; give it with --set {field}=DIR or with the environment variable {variable}"
+        )
     path = Path(text).expanduser()
     if not path.exists():
         origin = f"--set {field}" if value else f"environment variable {variable}"
