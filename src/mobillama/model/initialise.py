@@ -1,0 +1,40 @@
+"""Initial weights: every tensor from a generator of its own, keyed by the seed and the tensor's name.
+
+The order in which tensors are visited, and which others exist, change nothing: a shared FFN is drawn once, and models
+of different depth agree in the tensors they have in common. Normal(0, initializer_range) without scaling by depth, as
+in the released training code; norms start at one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from mobillama.config import ModelConfig
+from mobillama.model.transformer import Transformer
+
+
+def build_model(config: ModelConfig, seed: int) -> Transformer:
+    """A new model on the CPU in float32 with the initial weights of `seed`."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to_empty(device="cpu")
+    initialise(model, seed)
+    return model
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int) -> None:
+    """Set every weight of `model`, in place; drawn in float32 on the CPU whatever its type and device."""
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0)
+        else:
+            drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+            weight.copy_(drawn.normal_(0.0, model.config.initializer_range, generator=_generator(seed, name)))
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
