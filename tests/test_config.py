@@ -1,0 +1,106 @@
+"""Recipes: checked whole, before anything runs, in the user's words."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobillama.config import (
+    DataRecipe,
+    ModelConfig,
+    TrainRecipe,
+    external_folder,
+    presets,
+    read_recipe,
+    recipes_folder,
+)
+from mobillama.errors import InputError, RecipeError
+
+
+@pytest.mark.parametrize("kind, recipe", [("model", ModelConfig), ("data", DataRecipe), ("train", TrainRecipe)])
+def test_every_shipped_recipe_resolves(kind, recipe):
+    assert presets(kind)
+    for name in presets(kind):
+        resolved = read_recipe(recipe, name)
+        assert resolved.name == name
+        assert recipe.model_validate(resolved.tree()).digest() == resolved.digest()
+
+
+def test_every_recipe_folder_holds_only_kinds_that_are_read():
+    assert {path.name for path in recipes_folder().iterdir() if any(path.glob("*.toml"))} == {"model", "data", "train"}
+
+
+def test_a_preset_in_a_train_recipe_is_overlaid_by_its_other_keys(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[model]\npreset = "mobillama-0.5b"\nvocab_size = 512\n')
+    model = read_recipe(TrainRecipe, path).model
+    assert (model.name, model.hidden_size, model.vocab_size, model.num_ffn_blocks) == ("mobillama-0.5b", 2048, 512, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["hidden_sise=64"], ["hidden_sise", "did you mean 'hidden_size'"]),
+        (["hidden_size=100"], ["hidden_size=100", "num_attention_heads=32", "64, 128"]),
+        (["hidden_size=96", "num_attention_heads=32"], ["odd head size of 3"]),
+        (["num_key_value_heads=3"], ["num_key_value_heads=3", "[1, 2, 4, 8, 16, 32]"]),
+        (["num_ffn_blocks=23"], ["num_ffn_blocks=23", "num_hidden_layers=22"]),
+        (["vocab_size=0"], ["vocab_size=0", "greater than or equal to 1"]),
+        (["vocab_size=many"], ["vocab_size='many'", "integer"]),
+        (["hidden_size=2532", "intermediate_size=11080"], ["2532", "2560/10240", "mobillama-0.8b.toml"]),
+        (["hidden_size.deep=3", "hidden_size.deep.er=3"], ["deep"]),
+    ],
+)
+def test_impossible_shapes_and_unknown_keys_are_named(settings, words):
+    with pytest.raises(RecipeError) as error:
+        read_recipe(ModelConfig, "mobillama-0.5b", settings)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_batch_that_does_not_divide_lists_the_sizes_that_do():
+    with pytest.raises(RecipeError, match=r"micro_batch_rows=4.*\[1, 2, 3, 6\]"):
+        read_recipe(TrainRecipe, "mini-amber", ["train.rows_per_step=6", "train.micro_batch_rows=4"])
+
+
+def test_broken_toml_names_the_file(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("[model\n")
+    with pytest.raises(RecipeError, match=r"broken\.toml is not valid TOML"):
+        read_recipe(ModelConfig, path)
+
+
+def test_zero_blocks_is_dense_and_zero_kv_heads_is_all():
+    config = ModelConfig(num_hidden_layers=5, num_ffn_blocks=0, num_attention_heads=4, hidden_size=64)
+    assert config.num_ffn_blocks == 5
+    assert config.num_key_value_heads == 4
+
+
+@given(layers=st.integers(1, 40), data=st.data())
+def test_blocks_are_contiguous_and_first_layers_are_first(layers, data):
+    blocks = data.draw(st.integers(1, layers))
+    config = ModelConfig(num_hidden_layers=layers, num_ffn_blocks=blocks)
+    used = [config.ffn_block_of(layer) for layer in range(layers)]
+    assert used == sorted(used)
+    assert set(used) == set(range(blocks))
+    assert [config.first_layer_of(block) for block in range(blocks)] == [used.index(block) for block in range(blocks)]
+
+
+def test_external_folders_come_from_the_field_then_the_variable(tmp_path, monkeypatch):
+    monkeypatch.delenv("MOBILLAMA_CORPORA", raising=False)
+    with pytest.raises(InputError, match="MOBILLAMA_CORPORA"):
+        external_folder("source.root", "", "MOBILLAMA_CORPORA")
+    monkeypatch.setenv("MOBILLAMA_CORPORA", str(tmp_path / "absent"))
+    with pytest.raises(InputError, match="does not exist"):
+        external_folder("source.root", "", "MOBILLAMA_CORPORA")
+    assert external_folder("source.root", str(tmp_path), "MOBILLAMA_CORPORA") == tmp_path
+
+
+def test_continuous_integration_has_the_test_data_or_says_that_it_is_absent():
+    """Where a folder `shared` lies beside the checkout the variables are set, so that no test that needs it skips."""
+    shared = Path(__file__).parents[2] / "shared"
+    if os.environ.get("CI") and shared.is_dir():
+        for variable in ("MOBILLAMA_CORPORA", "MOBILLAMA_TOKENIZER", "MOBILLAMA_BENCHMARKS"):
+            assert Path(os.environ[variable]).is_dir()
