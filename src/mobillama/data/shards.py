@@ -1,0 +1,295 @@
+"""Shards: rows of token ids in memory-mapped chunks, each row with its source, bytes of text and document spans.
+
+A folder of kind "shards" holds chunk_000.safetensors ..., validation.safetensors, documents/*.parquet (one line per
+document, in the order that spans count them), tokenizer/ and manifest.json. Format: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mobillama import manifest
+from mobillama.data.tensors import lay_out, map_arrays, write_arrays
+from mobillama.errors import DamagedFileError, InputError
+
+FORMAT, FORMAT_VERSION = "mobillama.shards", 1
+VALIDATION = "validation.safetensors"
+Split = Literal["train", "validation"]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What every chunk file of one shards folder says of itself."""
+
+    vocab_size: int
+    seq_len: int
+    tokenizer_digest: str
+    sources: tuple[str, ...]
+
+    @property
+    def row_len(self) -> int:
+        """Ids in a row: seq_len trained positions and the one before them."""
+        return self.seq_len + 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an id: 16 bits as long as they suffice."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    def metadata(self) -> dict[str, str]:
+        """The header as the text pairs that safetensors keeps."""
+        return {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "vocab_size": str(self.vocab_size),
+            "seq_len": str(self.seq_len),
+            "tokenizer": self.tokenizer_digest,
+            "sources": json.dumps(self.sources, ensure_ascii=False),
+        }
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens in a row that comes from one document.
+
+    `byte_start` to `byte_end` are bytes of the cleaned document's UTF-8; the closing </s> counts as a token of its
+    document and covers no bytes.
+    """
+
+    document_id: str
+    source: str
+    license: str
+    url: str
+    token_start: int
+    token_count: int
+    byte_start: int
+    byte_end: int
+    document: int
+
+
+def chunk_name(number: int, chunks: int) -> str:
+    """File name of training chunk `number` of `chunks`: at least three digits."""
+    return f"chunk_{number:0{max(3, len(str(chunks - 1)))}d}.safetensors"
+
+
+def write_chunk(path: Path, header: Header, rows: int, spans: int, fill: Callable[[Arrays], None]) -> None:
+    """Create one chunk file of `rows` rows and `spans` spans; `fill` writes into its arrays (docs/formats.md)."""
+    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "ids": (header.dtype, (rows, header.row_len)),
+        "row_source": (np.uint8, (rows,)),
+        "row_bytes": (np.uint32, (rows,)),
+        "span_offsets": (np.uint64, (rows + 1,)),
+        "span_document": (np.uint64, (spans,)),
+        "span_token": (np.uint32, (spans,)),
+        "span_tokens": (np.uint32, (spans,)),
+        "span_byte_start": (np.uint64, (spans,)),
+        "span_byte_end": (np.uint64, (spans,)),
+    }
+    write_arrays(path, lay_out(shapes, header.metadata()), fill)
+
+
+def write_shards(
+    out: Path,
+    train: ArrayLike,
+    validation: ArrayLike,
+    *,
+    vocab_size: int,
+    chunks: int = 1,
+    sources: Sequence[str] = ("text",),
+    row_source: ArrayLike = 0,
+    validation_source: ArrayLike = 0,
+    bytes_per_token: int = 1,
+    tokenizer: Path | None = None,
+    tokenizer_digest: str = "",
+) -> manifest.Manifest:
+    """A small shards folder from rows in memory: `train` and `validation` are (rows, seq_len + 1) ids.
+
+    Rows are cut into `chunks` runs in the order given. Such rows have no documents, so no spans; each trained token
+    counts `bytes_per_token` bytes. `tokenizer` is a folder to copy.
+    """
+    splits = [np.asarray(train), np.asarray(validation)]
+    header = Header(vocab_size, splits[0].shape[1] - 1, tokenizer_digest, tuple(sources))
+    labels = [np.broadcast_to(np.asarray(row_source), len(splits[0]))]
+    labels.append(np.broadcast_to(np.asarray(validation_source), len(splits[1])))
+    cuts = [len(splits[0]) * number // chunks for number in range(chunks + 1)]
+    parts = [
+        (chunk_name(number, chunks), splits[0][start:stop], labels[0][start:stop])
+        for number, (start, stop) in enumerate(itertools.pairwise(cuts))
+    ]
+    with manifest.building(out) as partial:
+        for name, ids, label in [*parts, (VALIDATION, splits[1], labels[1])]:
+
+            def fill(arrays: Arrays, ids: NDArray[Any] = ids, label: NDArray[Any] = label) -> None:
+                if ids.size:
+                    arrays["ids"][:] = ids
+                arrays["row_source"][:] = label
+                arrays["row_bytes"][:] = bytes_per_token * header.seq_len
+
+            write_chunk(partial / name, header, len(ids), 0, fill)
+        if tokenizer is not None:
+            (partial / "tokenizer").mkdir(exist_ok=True)
+            for path in sorted(tokenizer.iterdir()):
+                (partial / "tokenizer" / path.name).write_bytes(path.read_bytes())
+        counts = {"train_rows": len(splits[0]), "validation_rows": len(splits[1]), "documents": 0}
+        return manifest.seal(partial, out, "shards", counts=counts)
+
+
+class Shards:
+    """Rows of one shards folder, memory-mapped. Row numbers are global: row 0 is the first of chunk 0."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open every chunk file and check its header. Errors: InputError, DamagedFileError naming the file."""
+        self.folder = folder
+        self.manifest = manifest.read(folder, "shards")
+        names = sorted(name for name in self.manifest.files if name.startswith("chunk_"))
+        if not names or VALIDATION not in self.manifest.files:
+            raise DamagedFileError(f"{folder}: its manifest names no chunk or no {VALIDATION}; build the shards again")
+        opened = [self._open(name) for name in [*names, VALIDATION]]
+        self.header = opened[0][1]
+        for name, (_, header) in zip([*names, VALIDATION], opened, strict=True):
+            if header != self.header:
+                raise DamagedFileError(f"{folder / name}: found {header}; expected {self.header} as in {names[0]}")
+        self._chunks: list[Arrays] = [arrays for arrays, _ in opened[:-1]]
+        self._validation: Arrays = opened[-1][0]
+        self.chunk_rows: tuple[int, ...] = tuple(len(chunk["ids"]) for chunk in self._chunks)
+        self._ends = np.cumsum(self.chunk_rows)
+        self.num_rows = int(self._ends[-1])
+        self.num_validation_rows = len(self._validation["ids"])
+        self.seq_len, self.row_len = self.header.seq_len, self.header.row_len
+        self.vocab_size, self.sources = self.header.vocab_size, self.header.sources
+        self.tokenizer_digest = self.header.tokenizer_digest
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the manifest without its circumstance: the identity of these shards."""
+        return self.manifest.digest()
+
+    def check(self) -> None:
+        """Hash every file. Error: DamagedFileError naming the first ones whose bytes are not the manifest's."""
+        manifest.check(self.folder)
+
+    def train_rows(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Ids of training rows: (n, row_len). Errors: InputError for a row or an id that cannot be."""
+        return self._rows("train", indices)
+
+    def validation_rows(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """Ids of held-out rows: (n, row_len)."""
+        return self._rows("validation", indices)
+
+    def row_bytes(self, indices: ArrayLike, split: Split = "train") -> NDArray[np.int64]:
+        """UTF-8 bytes of text that the trained positions (ids[1:]) of each row cover: (n,)."""
+        return self._gather("row_bytes", split, indices)
+
+    def row_sources(self, indices: ArrayLike, split: Split = "train") -> NDArray[np.int64]:
+        """Index into `sources` of each row: (n,)."""
+        return self._gather("row_source", split, indices)
+
+    def spans(self, row: int, split: Split = "train") -> list[Span]:
+        """The documents that row `row` was cut from, in order, with their byte ranges (needs pyarrow)."""
+        (number, inside), chunks = self._place(split, np.asarray([row])), self._files(split)
+        chunk, place = chunks[int(number[0])], int(inside[0])
+        first, last = (int(edge) for edge in chunk["span_offsets"][place : place + 2])
+        from mobillama.data.documents import read_documents
+
+        numbers = [int(document) for document in chunk["span_document"][first:last]]
+        records = read_documents(self.folder / "documents", numbers)
+        return [
+            Span(
+                document_id=records[document]["id"],
+                source=records[document]["source"],
+                license=records[document]["license"],
+                url=records[document]["url"],
+                token_start=int(chunk["span_token"][span]),
+                token_count=int(chunk["span_tokens"][span]),
+                byte_start=int(chunk["span_byte_start"][span]),
+                byte_end=int(chunk["span_byte_end"][span]),
+                document=document,
+            )
+            for document, span in zip(numbers, range(first, last), strict=True)
+        ]
+
+    def _open(self, name: str) -> tuple[Arrays, Header]:
+        path = self.folder / name
+        arrays, metadata = map_arrays(path)
+        if (version := int(metadata.get("format_version", 0))) > FORMAT_VERSION:
+            raise InputError(f"{path} has format version {version}; this mobillama reads up to {FORMAT_VERSION}")
+        promised = self.manifest.files[name]["bytes"]
+        if (size := path.stat().st_size) != promised:
+            raise DamagedFileError(f"{path}: found {size} bytes; its manifest promises {promised}; restore the file")
+        try:
+            header = Header(
+                int(metadata["vocab_size"]),
+                int(metadata["seq_len"]),
+                metadata["tokenizer"],
+                tuple(json.loads(metadata["sources"])),
+            )
+            shape, dtype = arrays["ids"].shape, arrays["ids"].dtype
+            if metadata["format"] != FORMAT or shape[1:] != (header.row_len,) or dtype != header.dtype:
+                raise ValueError(f"ids of shape {shape} and type {dtype} for {header}")
+            if len(arrays["span_offsets"]) != shape[0] + 1 or int(arrays["span_offsets"][-1]) != len(
+                arrays["span_document"]
+            ):
+                raise ValueError("span_offsets do not count the rows and spans")
+        except (KeyError, ValueError) as error:
+            raise DamagedFileError(f"{path} is not a chunk of shards: {error}; build the shards again") from None
+        return arrays, header
+
+    def _files(self, split: Split) -> list[Arrays]:
+        return self._chunks if split == "train" else [self._validation]
+
+    def _place(self, split: Split, indices: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """File number and row inside the file of each global row number."""
+        rows = np.asarray(indices, dtype=np.int64)
+        ends = self._ends if split == "train" else np.asarray([self.num_validation_rows])
+        if len(rows) and (rows.min() < 0 or rows.max() >= ends[-1]):
+            raise InputError(f"{self.folder}: row {rows.max()} of {split}; it has rows 0 to {ends[-1] - 1}")
+        number = np.searchsorted(ends, rows, side="right")
+        return number, rows - np.concatenate([[0], ends])[number]
+
+    def _gather(self, name: str, split: Split, indices: ArrayLike) -> NDArray[np.int64]:
+        number, inside = self._place(split, indices)
+        files = self._files(split)
+        found = np.empty((len(number), *files[0][name].shape[1:]), np.int64)
+        for file in np.unique(number):
+            here = number == file
+            found[here] = files[file][name][inside[here]]
+        return found
+
+    def _rows(self, split: Split, indices: ArrayLike) -> NDArray[np.int64]:
+        ids = self._gather("ids", split, indices)  # (n, row_len)
+        if ids.size and ids.max() >= self.vocab_size:
+            row, place = (int(edge[0]) for edge in np.nonzero(ids >= self.vocab_size))
+            raise InputError(
+                f"{self.folder}: {split} row {np.asarray(indices)[row]} holds id {ids[row, place]}; the vocabulary has "
+                f"{self.vocab_size} ids (0 to {self.vocab_size - 1}): check the files with `mobillama verify`"
+            )
+        return ids
+
+
+def read_shards(folder: str | Path) -> Shards:
+    """Open a shards folder. Errors: InputError if it is none, DamagedFileError if a file is cut short."""
+    return Shards(Path(folder))
+
+
+def require_tokenizer(shards: Shards, digest: str, origin: object) -> None:
+    """Raise InputError if the tokenizer of `digest` is not the one these shards were encoded with."""
+    if shards.tokenizer_digest != digest:
+        raise InputError(
+            f"{origin} has tokenizer {digest[:16]}; the shards in {shards.folder} were encoded with "
+            f"{shards.tokenizer_digest[:16]} (a copy is in {shards.folder / 'tokenizer'}): use that one or build anew"
+        )
+
+
+def tokenizer_files(folder: Path) -> Mapping[str, Path]:
+    """Name -> path of the tokenizer files that travel with the shards, to be copied beside a trained model."""
+    return {path.name: path for path in sorted((folder / "tokenizer").glob("*")) if path.is_file()}

@@ -1,0 +1,99 @@
+"""The order of rows as a pure function of (seed, step): no sampler state, restarts, world size or workers.
+
+Chunks are read one after the other; inside a chunk the rows come in the order of a keyed permutation, and every pass
+over the data has keys of its own. The arithmetic is specified in docs/formats.md and needs only unsigned 64-bit
+integers: a key from `key`, then a Feistel network over the next even number of bits, walked until it lands inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MASK = (1 << 64) - 1
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64 (Steele et al., 2014)
+ROUNDS = 8
+# First word of every key: what the permutation is for.
+READING, DEALING = 1, 2
+
+
+def row_ids(seed: int, step: int, rows_per_step: int, chunk_rows: Sequence[int]) -> NDArray[np.int64]:
+    """Global numbers of the rows that step `step` (counted from 1) reads, in order: (rows_per_step,).
+
+    `chunk_rows` are the rows of each chunk; row 0 is the first of chunk 0. A step may reach into the next pass.
+
+    >>> row_ids(11111, 1, 4, [3, 2]).tolist() == [*row_ids(11111, 1, 2, [3, 2]), *row_ids(11111, 2, 2, [3, 2])]
+    True
+    """
+    if step < 1 or rows_per_step < 1:
+        raise ValueError(f"step={step}, rows_per_step={rows_per_step}: both count from 1")
+    ends = np.cumsum(np.asarray(chunk_rows, dtype=np.int64))  # (chunks,)
+    total = int(ends[-1]) if len(ends) else 0
+    if total < 1:
+        raise ValueError(f"chunk_rows={list(chunk_rows)[:4]} hold no rows; there is nothing to read")
+    first = (step - 1) * rows_per_step
+    rows = np.empty(rows_per_step, np.int64)
+    done = 0
+    while done < rows_per_step:
+        epoch, place = divmod(first + done, total)
+        chunk = int(np.searchsorted(ends, place, side="right"))
+        start = int(ends[chunk - 1]) if chunk else 0
+        size = int(ends[chunk]) - start
+        count = min(rows_per_step - done, start + size - place)
+        inside = np.arange(place - start, place - start + count, dtype=np.uint64)
+        rows[done : done + count] = start + permute(key(READING, seed, epoch, chunk), size, inside)
+        done += count
+    return rows
+
+
+def steps_per_pass(rows_per_step: int, chunk_rows: Sequence[int]) -> int:
+    """Whole steps in one pass over the rows, at least 1."""
+    return max(1, sum(chunk_rows) // rows_per_step)
+
+
+def key(*words: int) -> int:
+    """One 64-bit key from any non-negative integers (each taken modulo 2**64), order included."""
+    state = 0
+    for word in words:
+        state = _mix(state ^ (word & MASK))
+    return state
+
+
+def permute(secret: int, size: int, places: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where a permutation of range(size), chosen by the key `secret`, sends each of `places` (all below `size`)."""
+    half = max(1, -(-(size - 1).bit_length() // 2))  # bits of each half of the network
+    keys = [_mix(secret ^ number) for number in range(1, ROUNDS + 1)]
+    value = places.astype(np.uint64)
+    outside = np.arange(len(value))
+    while len(outside):
+        value[outside] = _network(keys, half, value[outside])
+        outside = outside[value[outside] >= np.uint64(size)]
+    return value.astype(np.int64)
+
+
+def _network(keys: list[int], half: int, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One pass of the Feistel network: a permutation of range(4**half)."""
+    low = np.uint64((1 << half) - 1)
+    left, right = value >> np.uint64(half), value & low
+    for secret in keys:
+        left, right = right, left ^ (_mix_array(right ^ np.uint64(secret)) & low)
+    return (left << np.uint64(half)) | right
+
+
+def _mix(word: int) -> int:
+    """splitmix64's output function of one word."""
+    word = (word + GOLDEN) & MASK
+    word = ((word ^ (word >> 30)) * FIRST) & MASK
+    word = ((word ^ (word >> 27)) * SECOND) & MASK
+    return word ^ (word >> 31)
+
+
+def _mix_array(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`_mix` of every element."""
+    with np.errstate(over="ignore"):
+        words = words + np.uint64(GOLDEN)
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(FIRST)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(SECOND)
+        return words ^ (words >> np.uint64(31))
