@@ -1,0 +1,152 @@
+"""Token-level generation: prompts in, one new id per sequence and step out.
+
+Each prompt is read once, its keys and values kept in a cache made once for the whole run; a step then computes one
+position a sequence, and logits of that position alone. Prompts of unequal length are padded on the left under a true
+attention mask, so a sequence in a batch gets what it gets alone (up to the rounding of larger matrix products). How a
+token is chosen: sampling.py. Text, streaming and stop strings: mobillama.language_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mobillama.errors import InputError
+from mobillama.model.sampling import Settings, choose
+from mobillama.model.transformer import KVCache, Transformer
+
+# B sequences, W width of the padded prompts, S positions so far, V vocab_size
+
+Logits = npt.NDArray[np.float32]
+
+Ending = Literal["eos", "length", "context", "stop"]
+
+FILLER = 0  # id fed where a sequence has no text; the mask hides it
+
+
+def generate(model: Transformer, prompts: Sequence[Sequence[int]], settings: Settings) -> Generation:
+    """Continue each prompt; iterate over the result for one list per step: the new id of each sequence, or None.
+
+    Errors: InputError if there is no prompt, one is empty or longer than the context, or an id is outside the
+    vocabulary.
+    """
+    return Generation(model, prompts, settings)
+
+
+class Generation(Iterator[list[int | None]]):
+    """A running generation. `endings` says why each sequence ended (None: it has not).
+
+    eos: the model ended it. length: `max_new_tokens` reached. context: prompt and text fill the model's context.
+    stop: `end` was called.
+    """
+
+    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], settings: Settings) -> None:
+        check_prompts(prompts, model.config.vocab_size, model.config.max_position_embeddings)
+        self.model = model
+        self.settings = settings
+        self.endings: list[Ending | None] = [None] * len(prompts)
+        self._lengths = [len(prompt) for prompt in prompts]
+        self._produced = [0] * len(prompts)
+        self._seen = self._mark_seen(prompts) if settings.repetition_penalty != 1 else None  # (B, V)
+        self._ids, self._mask = self._pad(prompts)  # (B, W), (B, W + room) or None
+        self._cache: KVCache | None = None
+        for index in range(len(prompts)):
+            self._end_if_full(index)
+
+    def end(self, index: int) -> None:
+        """Let sequence `index` go no further (a stop string was found in its text)."""
+        self.endings[index] = self.endings[index] or "stop"
+
+    def __next__(self) -> list[int | None]:
+        if None not in self.endings:
+            self._cache = None
+            raise StopIteration
+        logits = self._read(self._ids)  # (B, V)
+        new: list[int | None] = [
+            self._choose(index, logits[index]) if ending is None else None for index, ending in enumerate(self.endings)
+        ]
+        if all(token is None for token in new):  # every sequence that was left met its end
+            return next(self)
+        self._ids = torch.tensor([[FILLER if token is None else token] for token in new])  # (B, 1)
+        return new
+
+    def _choose(self, index: int, logits: Logits) -> int | None:
+        """The next id of one sequence, with its bookkeeping; None if it is the end-of-text id."""
+        seen = None if self._seen is None else self._seen[index]
+        token = choose(logits, seen, self.settings, self._lengths[index])
+        if token == self.settings.eos_id:
+            self.endings[index] = "eos"
+            return None
+        if seen is not None:
+            seen[token] = True
+        self._lengths[index] += 1
+        self._produced[index] += 1
+        self._end_if_full(index)
+        return token
+
+    def _end_if_full(self, index: int) -> None:
+        if self._produced[index] >= self.settings.max_new_tokens:
+            self.endings[index] = "length"
+        elif self._lengths[index] >= self.model.config.max_position_embeddings:
+            self.endings[index] = "context"
+
+    @torch.inference_mode()
+    def _read(self, ids: Tensor) -> Logits:
+        """Run the model over new positions (B, T) and give the logits (B, V) after the last, on the CPU."""
+        weight = self.model.head_weight
+        if self._cache is None:
+            capacity = ids.shape[1] + self._room()
+            self._cache = KVCache(self.model.config, len(ids), capacity, weight.device, weight.dtype)
+        mask = None
+        if self._mask is not None:
+            end = self._cache.length + ids.shape[1]
+            if self._cache.length:  # this position holds text only in the sequences that go on
+                self._mask[:, end - 1] = torch.tensor([ending is None for ending in self.endings])
+            mask = self._mask[:, :end].to(weight.device)  # (B, S)
+        logits = self.model(ids.to(weight.device), attention_mask=mask, cache=self._cache, last_only=True)
+        last: Logits = logits[:, -1].float().cpu().numpy()
+        return last
+
+    def _room(self) -> int:
+        """The most positions that any sequence can still be given."""
+        context = self.model.config.max_position_embeddings
+        return max(min(self.settings.max_new_tokens, context - length) for length in self._lengths)
+
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, W) with filler on the left, and the mask (B, W + room) of what is text; None if nothing is filler."""
+        width = max(self._lengths)
+        ids = torch.tensor([[FILLER] * (width - len(prompt)) + list(map(int, prompt)) for prompt in prompts])
+        if width == min(self._lengths):
+            return ids, None
+        columns = torch.arange(width + self._room())
+        return ids, columns >= torch.tensor([[width - length] for length in self._lengths])
+
+    def _mark_seen(self, prompts: Sequence[Sequence[int]]) -> npt.NDArray[np.bool_]:
+        """(B, V): True where an id occurs in the prompt."""
+        seen = np.zeros((len(prompts), self.model.config.vocab_size), dtype=np.bool_)
+        for row, prompt in zip(seen, prompts, strict=True):
+            row[list(prompt)] = True
+        return seen
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, context: int) -> None:
+    """Raise InputError naming the first prompt that cannot be continued, and why."""
+    if not prompts:
+        raise InputError("no prompt was given; expected at least one list of token ids")
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(f"prompt {index} is empty; expected at least one token (or start it with <s>: bos=True)")
+        if len(prompt) > context:
+            raise InputError(
+                f"prompt {index} has {len(prompt)} tokens; the model's context holds {context}: shorten the prompt"
+            )
+        if outside := [token for token in prompt if not 0 <= token < vocab_size]:
+            raise InputError(
+                f"prompt {index} holds the id {outside[0]}; this model's vocabulary has ids 0 to {vocab_size - 1}:"
+                " use the tokenizer that belongs to the model"
+            )
