@@ -1,5 +1,6 @@
 """The models to beat: against a dictionary-based oracle, and as probabilities that sum to one."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -24,7 +25,7 @@ def rows():
 
 def kneser_ney(rows, before, after):
     """The textbook formula, one pair at a time."""
-    pairs = Counter((int(a), int(b)) for row in rows for a, b in zip(row[:-1], row[1:], strict=True))
+    pairs = Counter((int(a), int(b)) for row in rows for a, b in itertools.pairwise(row))
     kinds = Counter(pairs.values())
     discount = kinds[1] / (kinds[1] + 2 * kinds[2])
     contexts = {b for _, b in pairs}
@@ -60,7 +61,7 @@ def test_measure_scores_the_held_out_rows_in_nats_and_bits_per_byte(rows, tmp_pa
     expected = -sum(
         math.log(kneser_ney(rows[:30], int(a), int(b)))
         for row in rows[30:]
-        for a, b in zip(row[:-1], row[1:], strict=True)
+        for a, b in itertools.pairwise(row)
     )
     assert bigram["nats_per_token"] == pytest.approx(expected / (10 * 32))
     assert bigram["bits_per_byte"] == pytest.approx(expected / (10 * 32) / math.log(2) / 3)
