@@ -1,0 +1,85 @@
+"""What a training run left on disk, read for a page: its recipe, its ledger, its manifests.
+
+Reads `run.json`, `ledger.jsonl` and the manifests beside them (docs/formats.md). Imports nothing of training, so that a
+page can be made where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mobillama.errors import DamagedFileError, InputError
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: `steps` and `validations` hold the last result recorded for every step number, in order."""
+
+    name: str
+    folder: Path
+    record: Mapping[str, Any]  # run.json
+    steps: list[Result] = field(default_factory=list)
+    validations: list[Result] = field(default_factory=list)
+    checkpoints: list[Result] = field(default_factory=list)
+    restarts: int = 0
+    ended: bool = False
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The resolved train recipe."""
+        return dict(self.record.get("recipe", {}))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return int(self.steps[-1]["tokens"]) if self.steps else 0
+
+    def curve(self, what: str = "loss") -> list[tuple[float, float]]:
+        """(tokens seen, value) of every step."""
+        return [(float(step["tokens"]), float(step[what])) for step in self.steps if what in step]
+
+    def validation_curve(self, what: str = "loss") -> list[tuple[float, float]]:
+        """(tokens seen, value) of every validation; one before the first step stands at 0 tokens."""
+        seen = {int(step["step"]): float(step["tokens"]) for step in self.steps}
+        return [(seen.get(int(found["step"]), 0.0), float(found[what])) for found in self.validations if what in found]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder. A last line that was cut off by a kill is left out.
+
+    Errors: InputError if there is no ledger, DamagedFileError if a whole line of it is not JSON.
+    """
+    path = folder / "ledger.jsonl"
+    if not path.is_file():
+        raise InputError(f"{folder} has no ledger.jsonl, so it is not a run; give the --out folder of a training")
+    kept: dict[str, dict[int, Result]] = {"step": {}, "validation": {}, "checkpoint": {}}
+    restarts, ended = 0, False
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            entry = json.loads(line)
+            kind, result = entry["kind"], entry["result"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFileError(
+                f"{path} line {number} is not a ledger line ({error}); restore the file from a copy"
+            ) from None
+        restarts += kind == "resumed"
+        ended = kind == "end"
+        if kind in kept:
+            kept[kind][int(result["step"])] = result
+    record = folder / "run.json"
+    return Run(
+        name=folder.name,
+        folder=folder,
+        record=json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {},
+        steps=[kept["step"][step] for step in sorted(kept["step"])],
+        validations=[kept["validation"][step] for step in sorted(kept["validation"])],
+        checkpoints=[kept["checkpoint"][step] for step in sorted(kept["checkpoint"])],
+        restarts=restarts,
+        ended=ended,
+    )
