@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mobillama.errors import InputError
+from mobillama.model.ids import check_prompts
 from mobillama.model.sampling import Settings, choose
 from mobillama.model.transformer import KVCache, Transformer
 
@@ -60,7 +60,7 @@ class Generation(Iterator[list[int | None]]):
 
     def end(self, index: int) -> None:
         """Let sequence `index` go no further (a stop string was found in its text)."""
-        self.endings[index] = self.endings[index] or "stop"
+        self.endings[index] = "stop"
 
     def __next__(self) -> list[int | None]:
         if None not in self.endings:
@@ -132,21 +132,3 @@ class Generation(Iterator[list[int | None]]):
         for row, prompt in zip(seen, prompts, strict=True):
             row[list(prompt)] = True
         return seen
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, context: int) -> None:
-    """Raise InputError naming the first prompt that cannot be continued, and why."""
-    if not prompts:
-        raise InputError("no prompt was given; expected at least one list of token ids")
-    for index, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise InputError(f"prompt {index} is empty; expected at least one token (or start it with <s>: bos=True)")
-        if len(prompt) > context:
-            raise InputError(
-                f"prompt {index} has {len(prompt)} tokens; the model's context holds {context}: shorten the prompt"
-            )
-        if outside := [token for token in prompt if not 0 <= token < vocab_size]:
-            raise InputError(
-                f"prompt {index} holds the id {outside[0]}; this model's vocabulary has ids 0 to {vocab_size - 1}:"
-                " use the tokenizer that belongs to the model"
-            )
