@@ -17,8 +17,7 @@ from mobillama.model.transformer import Transformer
 
 def build_model(config: ModelConfig, seed: int) -> Transformer:
     """A new model on the CPU in float32 with the initial weights of `seed`."""
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = outline_model(config)
     model.to_empty(device="cpu")
     initialise(model, seed)
     return model
@@ -38,3 +37,9 @@ def initialise(model: Transformer, seed: int) -> None:
 def _generator(seed: int, name: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def outline_model(config: ModelConfig) -> Transformer:
+    """A model of names, shapes and types without memory (torch's meta device): for counting and for loading into."""
+    with torch.device("meta"):
+        return Transformer(config)

@@ -1,0 +1,165 @@
+"""The tensor files of a model folder, one or many: safetensors, or the pickled `.bin` files of older releases.
+
+Everything is memory-mapped and read tensor by tensor, so that loading holds one copy of the weights. A `.bin` is read
+with `weights_only`, which runs no code from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mobillama.errors import DamagedFileError, InputError
+
+SAFETENSORS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+INDEX = ".index.json"
+
+
+class TensorFile(Protocol):
+    """One open file: names, shapes without reading, tensors on demand."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class Safetensors:
+    """One open safetensors file."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def names(self) -> list[str]:
+        return list(self.handle.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.handle.get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        return self.handle.get_tensor(name)  # type: ignore[no-any-return]
+
+
+class Pickled:
+    """One `.bin` file; its tensors stay on disk until they are used."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+class TensorFiles:
+    """All tensors of a model folder under the names they have on disk."""
+
+    def __init__(self, files: Mapping[Path, TensorFile]) -> None:
+        self.path_of: dict[str, Path] = {}
+        self.files = files
+        for path, file in files.items():
+            for name in file.names():
+                if name in self.path_of:
+                    raise InputError(f"{name} is in {self.path_of[name]} and in {path}; expected it in one of them")
+                self.path_of[name] = path
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.path_of
+
+    def names(self) -> list[str]:
+        """Every name, in the order of the files."""
+        return list(self.path_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; reads nothing but the file's header."""
+        return self.files[self.path_of[name]].shape(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor that may be backed by the file: copy it before the files are closed."""
+        return self.files[self.path_of[name]].tensor(name)
+
+
+@contextmanager
+def open_tensors(folder: Path) -> Iterator[TensorFiles]:
+    """Open a model folder's tensors: safetensors where there are any, else `.bin`; one file or shards with an index.
+
+    Errors: InputError without any or with a shard missing; DamagedFileError for truncated or unreadable files.
+    """
+    with ExitStack() as stack:
+        yield TensorFiles({path: _open(path, stack) for path in _find(folder)})
+
+
+def _find(folder: Path) -> list[Path]:
+    for name in (SAFETENSORS, PICKLED):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / (name + INDEX)).is_file():
+            return _shards(folder / (name + INDEX))
+    raise InputError(
+        f"{folder} has no weights; expected {SAFETENSORS} or {PICKLED}, or shards with {SAFETENSORS}{INDEX} "
+        f"or {PICKLED}{INDEX}"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedFileError(f"{index} is not an index of shards ({error!r}); restore it") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{index} names the shard {name!r}; expected the name of a file in the same folder")
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index} names the shard {name}, which is missing; download all of {', '.join(names)}")
+    return [index.parent / name for name in names]
+
+
+def _open(path: Path, stack: ExitStack) -> TensorFile:
+    if path.suffix == ".bin":
+        return Pickled(_unpickle(path))
+    try:
+        return Safetensors(stack.enter_context(safe_open(path, framework="pt")))
+    except SafetensorError as error:
+        raise DamagedFileError(_damaged(path, "safetensors", error)) from None
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin`, memory-mapped where its format (torch 1.6 or newer) allows."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        # Torch's message is a page long; its first line names the cause.
+        raise InputError(
+            f"{path} holds something other than tensors, or is cut short ({str(error).splitlines()[0][:200]}); "
+            "only files of plain tensors are read, because others can run code"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
+        raise DamagedFileError(_damaged(path, "pickled tensor", error)) from None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{path} does not hold a plain dictionary of tensors; save it with torch.save(state_dict)")
+    return found
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> str:
+    first = (str(error).splitlines() or [repr(error)])[0][:200]
+    return f"{path} ({path.stat().st_size} bytes) is not a whole {kind} file: {first}; download or save it again"

@@ -1,0 +1,216 @@
+"""A model folder <-> a Transformer: `config.json`, `model.safetensors` and the code transformers needs to load it.
+
+Names on disk are Hugging Face's for LLaMA; each FFN block is stored once, under the first layer that uses it
+(`model.layers.{first}.mlp.*`, the form of the released Chat file). Reading also accepts what was released before: see
+ffn_copies.py and tensor_files.py. Format: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mobillama import manifest
+from mobillama.config import ModelConfig
+from mobillama.errors import InputError
+from mobillama.model import config_file
+from mobillama.model.ffn_copies import PARTS, check_copies, count_blocks, equal_bits, ffn_name, stored_name
+from mobillama.model.initialise import outline_model
+from mobillama.model.tensor_files import SAFETENSORS, TensorFiles, open_tensors
+from mobillama.model.transformer import Transformer
+
+K_PROJ = "model.layers.0.self_attn.k_proj.weight"
+HEAD = "lm_head.weight"
+ROTARY_BUFFER = ".rotary_emb.inv_freq"  # stored by older code; computed here
+
+
+def disk_name(name: str, config: ModelConfig) -> str:
+    """The name on disk of a Transformer's tensor: the one renaming between the two.
+
+    >>> disk_name("ffns.1.up_proj.weight", ModelConfig(num_ffn_blocks=2))
+    'model.layers.11.mlp.up_proj.weight'
+    """
+    if name == HEAD:
+        return name
+    if name.startswith("ffns."):
+        _, block, part, _ = name.split(".")
+        return ffn_name(config.first_layer_of(int(block)), part)
+    return f"model.{name}"
+
+
+def save_model(
+    folder: Path | str,
+    model: Transformer | Mapping[str, Tensor],
+    config: ModelConfig,
+    extra_files: Mapping[str, Path] | None = None,
+) -> None:
+    """Write a model folder; a folder that is not there yet appears whole or not at all.
+
+    model: a Transformer, or its state dict; kept in its own type. extra_files: name in the folder -> file to copy.
+    In a folder that exists (one being built) each file is whole or absent, and config.json comes last.
+    Errors: InputError if the tensors are not those of `config`.
+    """
+    folder = Path(folder)
+    state = dict(model.state_dict() if isinstance(model, Transformer) else model)
+    _check_tensors(
+        {name: tuple(tensor.shape) for name, tensor in state.items()}, _shapes(config), f"weights of {folder}"
+    )
+    if folder.exists():
+        _write_files(folder, state, config, extra_files or {})
+        return
+    beside = manifest.partial_path(folder)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        _write_files(beside, state, config, extra_files or {})
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    manifest.sync(folder.parent)
+
+
+def load_model(
+    folder: Path | str, *, dtype: torch.dtype = torch.float32, num_ffn_blocks: int | None = None
+) -> Transformer:
+    """Read a model folder into a Transformer on the CPU, in evaluation mode, holding the weights in memory once.
+
+    num_ffn_blocks: how many FFNs the copies in the files are, where config.json does not say or says it wrong.
+    Errors: InputError for missing, unexpected or misshapen tensors and for FFN copies that disagree (naming the first);
+    DamagedFileError for files that are cut short.
+    """
+    folder = Path(folder)
+    tree = config_file.read_tree(folder)
+    with open_tensors(folder) as files:
+        config = _true_config(folder, tree, files, num_ffn_blocks)
+        if num_ffn_blocks is not None or tree.get("num_ffn_blocks") is not None:
+            check_copies(files, config, folder)
+        expected = _shapes(config)
+        sources = {name: _source(name, config, files) for name in expected}
+        _check_tensors(
+            {name: files.shape(source) for name, source in sources.items() if source in files}
+            | {name: files.shape(name) for name in _without_a_place(files, sources, config, folder)},
+            expected,
+            str(folder),
+            lambda name: sources.get(name, name),
+        )
+        model = outline_model(config).to(dtype).to_empty(device="cpu").eval()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(files.tensor(sources[name]))
+    return model
+
+
+def read_config(folder: Path | str, *, num_ffn_blocks: int | None = None) -> ModelConfig:
+    """The true shapes of a model folder: config.json corrected by what its tensors say. Errors: as `load_model`."""
+    folder = Path(folder)
+    with open_tensors(folder) as files:
+        return _true_config(folder, config_file.read_tree(folder), files, num_ffn_blocks)
+
+
+def _true_config(folder: Path, tree: dict[str, Any], files: TensorFiles, num_ffn_blocks: int | None) -> ModelConfig:
+    """ModelConfig with key/value heads from k_proj's shape (released configs say 4 over 32) and FFN blocks counted."""
+    origin = folder / config_file.FILE
+    claimed = config_file.config_of({**tree, "num_key_value_heads": 0, "num_ffn_blocks": 1}, origin)
+    if K_PROJ not in files:
+        raise InputError(
+            f"{folder} has no {K_PROJ}; expected a LLaMA's tensors, found {', '.join(files.names()[:3])}..."
+        )
+    rows = files.shape(K_PROJ)[0]
+    if rows % claimed.head_dim:
+        raise InputError(
+            f"{folder}: {K_PROJ} has {rows} rows; expected a multiple of the head size {claimed.head_dim} "
+            f"(hidden_size={claimed.hidden_size} / num_attention_heads={claimed.num_attention_heads})"
+        )
+    blocks = tree.get("num_ffn_blocks") if num_ffn_blocks is None else num_ffn_blocks
+    if blocks is None:
+        blocks = count_blocks(files, claimed.num_hidden_layers, folder)
+    known = {"num_key_value_heads": rows // claimed.head_dim, "num_ffn_blocks": blocks}
+    return config_file.config_of({**tree, **known}, origin)
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in outline_model(config).named_parameters()}
+
+
+def _source(name: str, config: ModelConfig, files: TensorFiles) -> str:
+    """Where a Transformer's tensor is read from: for an FFN, whichever of its users' names is stored."""
+    if name.startswith("ffns."):
+        _, block, part, _ = name.split(".")
+        return stored_name(files, config, int(block), part)
+    return disk_name(name, config)
+
+
+def _without_a_place(files: TensorFiles, sources: Mapping[str, str], config: ModelConfig, folder: Path) -> list[str]:
+    """Names in the files that no weight is read from, less the copies and buffers that are known to be redundant."""
+    redundant = {ffn_name(layer, part) for layer in range(config.num_hidden_layers) for part in PARTS}
+    if config.tie_word_embeddings and HEAD in files:
+        if not equal_bits(files, HEAD, sources["embed_tokens.weight"]):
+            raise InputError(
+                f"{folder}: {HEAD} differs from the embedding, but tie_word_embeddings is true; correct config.json"
+            )
+        redundant.add(HEAD)
+    used = {*sources.values(), *redundant}
+    return [name for name in files.names() if name not in used and not name.endswith(ROTARY_BUFFER)]
+
+
+def _check_tensors(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    what: str,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """InputError naming the first tensors that are missing, have no place, or have another shape than `expected`."""
+    if missing := [shown(name) for name in expected if name not in found]:
+        raise InputError(f"{what}: {_first(missing)} missing; expected a whole checkpoint of {len(expected)} tensors")
+    if surplus := [name for name in found if name not in expected]:
+        raise InputError(f"{what}: {_first(surplus)} unexpected; a MobiLlama of this config.json has no such tensor")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(
+                f"{what}: {shown(name)} has shape {found[name]}; expected {shape} from config.json: "
+                "correct the config, or get the weights that belong to it"
+            )
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _write_files(
+    folder: Path, state: Mapping[str, Tensor], config: ModelConfig, extra_files: Mapping[str, Path]
+) -> None:
+    (folder / config_file.FILE).unlink(missing_ok=True)
+    tensors = {disk_name(name, config): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with _whole(folder / SAFETENSORS) as path:
+        save_file(tensors, path, metadata={"format": "pt"})
+    code = Path(__file__).with_name(f"{config_file.REMOTE_CODE}.py")
+    for name, source in {code.name: code, **extra_files}.items():
+        with _whole(folder / name) as path:
+            shutil.copyfile(source, path)
+    dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    text = json.dumps(config_file.config_tree(config, dtype), indent=2, ensure_ascii=False) + "\n"
+    manifest.write_file(folder / config_file.FILE, text.encode())
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path`, synced, when the block ends, and is gone if the block fails."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        manifest.sync(beside)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    manifest.sync(path.parent)
