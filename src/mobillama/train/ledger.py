@@ -67,6 +67,8 @@ class Ledger:
         self.tip = tip  # sha256 of the last line
         self.lines = 0
         self.last_step = 0  # largest step recorded
+        self.newest: dict[Kind, Line] = {}
+        self.environment: Mapping[str, Any] = {}  # of the newest process
         self.exact = False  # whether a repeated result must equal the earlier one
         self._results: dict[tuple[str, int], bytes] = {}  # of the steps that will be repeated
         self._descriptor = descriptor
@@ -88,7 +90,9 @@ class Ledger:
             with path.open("rb") as file:
                 for line, raw in _verified(file, path):
                     whole += len(raw) + 1
-                    ledger._note(line.kind, line.step, line.result, raw, repeats_after)
+                    ledger._note(line, raw)
+                    if repeats_after is not None and line.kind in REPEATABLE and line.step > repeats_after:
+                        ledger._results.setdefault((line.kind, line.step), _canonical(line.result))
             if os.fstat(descriptor).st_size > whole:
                 os.ftruncate(descriptor, whole)
         except BaseException:
@@ -112,8 +116,16 @@ class Ledger:
         line = Line(kind, dict(result), {**_now(), **(circumstance or {}), "previous": self.tip})
         raw = _canonical({"kind": line.kind, "result": line.result, "circumstance": line.circumstance})
         self._write(raw + b"\n")
-        self._note(kind, step, result, raw, None)
+        self._note(line, raw)
         return line
+
+    def step_of(self, kind: Kind) -> int:
+        """The step of the newest line of a kind; 0 if there is none."""
+        return self.newest[kind].step if kind in self.newest else 0
+
+    def is_ended(self, steps: int) -> bool:
+        """Whether the run took `steps` steps and said so."""
+        return steps == self.last_step == self.step_of("end")
 
     def sync(self) -> None:
         """Force the lines to disk."""
@@ -129,12 +141,14 @@ class Ledger:
             os.ftruncate(self._descriptor, size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
-    def _note(self, kind: Kind, step: int, result: Mapping[str, Any], raw: bytes, repeats_after: int | None) -> None:
+    def _note(self, line: Line, raw: bytes) -> None:
+        """Keep what is asked of the ledger later."""
         self.tip = hashlib.sha256(raw).hexdigest()
         self.lines += 1
-        self.last_step = max(self.last_step, step)
-        if repeats_after is not None and kind in REPEATABLE and step > repeats_after:
-            self._results.setdefault((kind, step), _canonical(result))
+        self.last_step = max(self.last_step, line.step)
+        self.newest[line.kind] = line
+        if line.kind in ("start", "resumed"):
+            self.environment = line.circumstance.get("environment", {})
 
     def _unrepeated(self, kind: str, step: int, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         different = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]

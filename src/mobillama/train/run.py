@@ -1,0 +1,144 @@
+"""The run folder: what is trained on what, written down before the first step and compared at every restart.
+
+Reads and writes `RUN/run.json` (docs/formats.md, section Run). A run goes on only with the recipe and the shards it
+began with; keys that change no result may be changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mobillama import manifest
+from mobillama.config import TrainConfig, TrainRecipe, resolve
+from mobillama.data.shards import Shards
+from mobillama.data.stream import steps_per_pass
+from mobillama.errors import DamagedFileError, InputError, RecipeError
+from mobillama.train.schedule import check_schedule, same_so_far
+
+FILE, FORMAT, FORMAT_VERSION = "run.json", "mobillama.run", 1
+# Names and cadence: no result depends on them.
+FREE = {
+    "name",
+    "model.name",
+    "data.recipe",
+    "data.shards",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+}
+# Where and in which order sums are computed: free where results need not repeat bit for bit.
+ROUNDING = {
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.deterministic",
+    "train.device",
+    "train.dtype",
+    "train.loss_chunk_tokens",
+    "train.micro_batch_rows",
+    "train.threads",
+    "train.validation_rows",
+}
+
+
+def check_fit(recipe: TrainRecipe, shards: Shards) -> int:
+    """Number of steps, once model, shards and schedule are seen to fit each other. Errors: RecipeError, InputError."""
+    model, config = recipe.model, recipe.train
+    if model.vocab_size < shards.vocab_size:
+        raise InputError(
+            f"model.vocab_size={model.vocab_size} is smaller than the vocabulary of the shards in {shards.folder}, "
+            f"{shards.vocab_size} ids: use shards made with this model's tokenizer, or "
+            f"--set model.vocab_size={shards.vocab_size}"
+        )
+    if shards.seq_len > model.max_position_embeddings:
+        raise InputError(
+            f"the rows of {shards.folder} have seq_len={shards.seq_len} positions; the model has "
+            f"max_position_embeddings={model.max_position_embeddings}: use shorter rows, or "
+            f"--set model.max_position_embeddings={shards.seq_len}"
+        )
+    if not config.steps and shards.num_rows < config.rows_per_step:
+        raise RecipeError(
+            f"train.rows_per_step={config.rows_per_step}, but {shards.folder} has {shards.num_rows} rows in all, less "
+            "than one step of one pass: use fewer rows per step, or say how many steps with --set train.steps=N"
+        )
+    steps = config.steps or steps_per_pass(config.rows_per_step, shards.chunk_rows)
+    check_schedule(config, steps)
+    return steps
+
+
+def begin_run(run: Path, recipe: TrainRecipe, shards: Shards, steps: int) -> None:
+    """Write run.json: the resolved recipe, the number of steps and which shards."""
+    tree = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "recipe": recipe.tree(),
+        "recipe_digest": recipe.digest(),
+        "steps": steps,
+        "shards": {"path": str(shards.folder.resolve()), "digest": shards.digest},
+    }
+    manifest.write_file(run / FILE, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def read_run(run: Path) -> dict[str, Any] | None:
+    """run.json as plain values; None if the folder is new. Errors: InputError if it holds something else."""
+    path = run / FILE
+    if not path.is_file():
+        if other := [entry.name for entry in run.iterdir() if not entry.name.startswith(".")]:
+            raise InputError(f"{run} exists and is not a run (it holds {other[0]}); choose another --out")
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["format"] != FORMAT or not {"recipe", "steps", "shards"} <= tree.keys():
+            raise KeyError("format")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is not a run's description ({error}); restore it from a copy") from None
+    if tree["format_version"] > FORMAT_VERSION:
+        raise InputError(f"{path} has format version {tree['format_version']}; this mobillama reads {FORMAT_VERSION}")
+    return dict(tree)
+
+
+def compare_run(
+    run: Path, began: Mapping[str, Any], recipe: TrainRecipe, shards: Shards, steps: int, done: int
+) -> dict[str, Any]:
+    """The keys that changed since the run began, new values; `done` is the last step in its ledger.
+
+    Errors: InputError for other shards; RecipeError naming the keys that may not change. `train.steps` may, as long as
+    every step done so far had the learning rate that the new number gives it (always true during warm-up).
+    """
+    if began["shards"]["digest"] != shards.digest:
+        raise InputError(
+            f"{run} was begun on shards {began['shards']['digest']} ({began['shards']['path']}); found "
+            f"{shards.digest} in {shards.folder}: give the earlier ones with --data, or a new --out"
+        )
+    old = resolve(TrainRecipe, began["recipe"], str(run / FILE))
+    before, now = dict(_leaves(old.tree())), dict(_leaves(recipe.tree()))
+    changed = {key: now.get(key) for key in {**before, **now} if before.get(key) != now.get(key)}
+    allowed = FREE | (set() if recipe.train.deterministic else ROUNDING)
+    if began["steps"] != steps and _may_lengthen(old.train, began["steps"], recipe.train, steps, done):
+        allowed = allowed | {"train.steps"}
+    if refused := sorted(changed.keys() - allowed):
+        listed = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in refused)
+        hint = ""
+        if "train.steps" in refused:
+            hint = f" (train.steps shapes the learning rate of the {done} steps already taken)"
+        elif ROUNDING & set(refused) and recipe.train.deterministic:
+            hint = " (with train.deterministic=false, keys that change only the rounding may change)"
+        raise RecipeError(
+            f"{run} was begun with another recipe: {listed}{hint}. Put these back, or train into a new --out"
+        )
+    return changed
+
+
+def _may_lengthen(old: TrainConfig, old_steps: int, new: TrainConfig, steps: int, done: int) -> bool:
+    return steps >= done and same_so_far(old, old_steps, new, steps, done)
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
