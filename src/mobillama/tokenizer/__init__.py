@@ -1,0 +1,1 @@
+"""Text to ids and back: train, convert, load, encode, decode."""

@@ -1,0 +1,32 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Callable[[str], Path]:
+    """A function from the name of an environment variable to the folder of test data that it names.
+
+    The test is skipped where the variable is not set. Where it is set and the folder is missing, the test is skipped
+    too, naming it, except in CI (environment variable CI=true): there it fails, so that no check drops out unseen.
+    """
+
+    def find(variable: str) -> Path:
+        value = os.environ.get(variable, "")
+        if not value:
+            pytest.skip(f"environment variable {variable} is not set; it names a folder of test data")
+        folder = Path(value)
+        if not folder.is_dir():
+            message = f"{variable}={value} is no folder"
+            if os.environ.get("CI") == "true":
+                pytest.fail(message)
+            pytest.skip(message)
+        return folder
+
+    return find
