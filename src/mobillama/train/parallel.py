@@ -1,0 +1,38 @@
+"""What is applied to a model from outside before it is trained: recomputed activations and compiled blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mobillama.model.transformer import Transformer
+
+
+class Recomputed(nn.Module):
+    """A block that keeps its input alone and computes the rest again in the backward pass."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """As the block."""
+        # Nothing in a block is random, so no generator state needs to be kept.
+        return checkpoint(self.block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile each block on its own: the blocks share one kernel, and it repeats bit for bit in every process.
+
+    (Compiled as a whole, a model was seen to end with other bits in other processes: an atomic add on the CPU.)
+    """
+    for block in model.layers:
+        block.compile()
+
+
+def recompute_blocks(model: Transformer) -> None:
+    """Trade a second forward pass for the memory of the activations inside each block."""
+    for index, block in enumerate(model.layers):
+        model.layers[index] = Recomputed(block)

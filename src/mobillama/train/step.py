@@ -1,0 +1,81 @@
+"""One training step on one device: accumulate gradients, clip, update.
+
+Weights and optimizer are float32; the compute is in the type of the place (`precision.py`). Nothing here reads files,
+knows of schedules or counts steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mobillama.config import TrainConfig
+from mobillama.model.transformer import Transformer
+from mobillama.train.loss import linear_cross_entropy, nats_and_gradient, summed_nats
+from mobillama.train.optimizer import Optimizer
+from mobillama.train.parallel import compile_blocks, recompute_blocks
+from mobillama.train.precision import WorkingCopy
+
+
+class TrainStep:
+    """The step that `mobillama train` runs.
+
+    model: moved to `device`; its float32 weights are the masters and are always those of the last update.
+    dtype: of the compute, torch.float32 or torch.bfloat16.
+    """
+
+    def __init__(self, model: Transformer, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.device = config, device
+        self.model = model.to(device=device, dtype=torch.float32)
+        self.optimizer = Optimizer(dict(model.named_parameters()), config)
+        self.working = WorkingCopy(model, dtype)
+        self.kernel = nats_and_gradient
+        if config.compile:
+            compile_blocks(self.working.model)
+            self.kernel = torch.compile(nats_and_gradient)
+        if config.activation_checkpointing:
+            recompute_blocks(self.working.model)
+
+    def accumulate(self, rows: Tensor, share: float) -> Tensor:
+        """Add `share` of the gradient of rows (b, seq_len + 1) int64; their mean nats per token (0-d float32).
+
+        share: what part of the step these rows are, b / rows_per_step; the loss returned is not multiplied by it.
+        """
+        hidden, targets = self._states(rows)
+        loss = linear_cross_entropy(
+            hidden, self.working.model.head_weight, targets, self.config.loss_chunk_tokens, self.kernel
+        )
+        self.working.share = share
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def update(self, lr: float) -> Tensor:
+        """Clip, step and zero the gradients; the global gradient norm before clipping (0-d float32)."""
+        norm = self.optimizer.update(lr)
+        self.working.refresh()
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, rows: Tensor) -> Tensor:
+        """Nats (0-d float64) of all trained positions of rows (b, seq_len + 1) int64 together; changes nothing."""
+        # Without compile: a second shape would compile again, and the forward pass alone gains little.
+        with torch.compiler.set_stance("force_eager"):
+            hidden, targets = self._states(rows)
+            return summed_nats(hidden, self.working.model.head_weight, targets, self.config.loss_chunk_tokens)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on: live float32 tensors, `model.<name>` and `optimizer.<...>`."""
+        return self.optimizer.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave. Errors: InputError if it is not of this model."""
+        self.optimizer.load_state(tensors)
+        self.working.refresh()
+
+    def _states(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """States (N, D) behind the final norm and the ids (N,) they shall predict."""
+        rows = rows.to(self.device, torch.int64, non_blocking=True)
+        hidden = self.working.model.hidden_states(rows[:, :-1])  # (b, T, D)
+        return hidden.flatten(0, 1), rows[:, 1:].flatten()
