@@ -1,0 +1,185 @@
+"""`mobillama data build`: a data recipe becomes a corpus and shards.
+
+Stages are lists of datatrove steps (clean, dedup, corpus; tokenizer, encode, pack); each leaves files in a work folder
+beside the artefact, so that the same command goes on after any interruption. The bytes depend on the recipe and the
+input alone, never on the number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobillama import manifest
+from mobillama.config import DataRecipe, external_folder
+from mobillama.errors import InputError, missing_extra
+
+try:
+    from mobillama.data.corpus import build_corpus, clear_strays, work_folder
+    from mobillama.data.encode import SPLITS, Encode, TrainTokenizer, load_tokenizer
+    from mobillama.data.executor import OnProgress, run_stage
+    from mobillama.data.pack import Plan, Stream, WriteChunk, plan_stream
+    from mobillama.data.shards import Header
+except ImportError as error:
+    raise missing_extra("data", error) from None
+
+if TYPE_CHECKING:
+    from mobillama.tokenizer.tokenizer import Tokenizer
+
+
+def build_shards(
+    recipe: DataRecipe,
+    out: Path,
+    *,
+    workers: int = 0,
+    tokenizer: Tokenizer | None = None,
+    on_progress: OnProgress | None = None,
+) -> manifest.Manifest:
+    """Build the shards of a recipe at `out`, and their corpus beside it at `<out>-corpus`, on `workers` processes.
+
+    `workers` 0 = all cores. `tokenizer` takes the place of the recipe's. Errors: InputError for input that cannot be
+    used (with file and line), DamagedFileError for files cut short, OSError for a full disk; the same call goes on.
+    """
+    workers = workers or cores()
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another --out or remove it")
+    given = _given_tokenizer(recipe, tokenizer)
+    corpus = corpus_folder(out)
+    source = build_corpus(recipe, corpus, workers=workers, on_progress=on_progress)
+    with manifest.building(out) as partial:
+        settings = {"recipe": recipe.tree(), "corpus": source.digest(), "tokenizer": given.digest if given else None}
+        work = work_folder(out, settings)
+        seconds: dict[str, float] = {}
+        parts = sorted((corpus / "documents").glob("*.parquet"))
+        if given is None:
+            config = recipe.tokenizer
+            step = TrainTokenizer(
+                parts, source.counts["bytes"], config.train_vocab_size, config.train_bytes, work / "tokenizer-files"
+            )
+            seconds["tokenizer"] = run_stage("tokenizer", [step], 1, work, workers, on_progress)
+        else:
+            given.save(work / "tokenizer-files")
+        used = load_tokenizer(work / "tokenizer-files")
+        header = Header(used.vocab_size, recipe.pack.seq_len, used.digest, tuple(source.counts["funnel"]))
+        seconds["encode"] = _encode(recipe, parts, work, partial, workers, on_progress)
+        plan = _plan(recipe, header, parts, work)
+        pack = WriteChunk(plan, partial)
+        seconds["pack"] = run_stage("pack", [pack], plan.chunks + 1, work, workers, on_progress)
+        shutil.copytree(work / "tokenizer-files", partial / "tokenizer", dirs_exist_ok=True)
+        clear_strays(partial)
+        sealed = manifest.seal(
+            partial,
+            out,
+            "shards",
+            made_from=[
+                manifest.origin(corpus, source),
+                {"kind": "tokenizer", "name": "tokenizer", "digest": used.digest},
+            ],
+            recipe=recipe.tree(),
+            counts=_counts(plan),
+            circumstance={"seconds": seconds, "workers": workers},
+        )
+    shutil.rmtree(work)
+    return sealed
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def corpus_folder(out: Path) -> Path:
+    """Where the corpus of the shards at `out` lies."""
+    return out.with_name(out.name + "-corpus")
+
+
+def _given_tokenizer(recipe: DataRecipe, tokenizer: Tokenizer | None) -> Tokenizer | None:
+    """The tokenizer that is there before the build, or None if the recipe trains one. Asked before anything runs."""
+    config = recipe.tokenizer
+    if tokenizer is not None or not config.train_vocab_size:
+        return tokenizer or load_tokenizer(
+            external_folder("tokenizer.root", config.root, "MOBILLAMA_TOKENIZER").resolve()
+        )
+    if config.root:
+        raise InputError(
+            f"tokenizer.root={config.root!r} and tokenizer.train_vocab_size={config.train_vocab_size} exclude each "
+            "other; leave one out"
+        )
+    return None
+
+
+def _encode(
+    recipe: DataRecipe, parts: Sequence[Path], work: Path, partial: Path, workers: int, on_progress: OnProgress | None
+) -> float:
+    import pyarrow.parquet as parquet
+
+    documents = [parquet.read_metadata(path).num_rows for path in parts]
+    firsts = np.cumsum([0, *documents])[:-1].tolist()
+    step = Encode(
+        list(parts),
+        firsts,
+        work / "tokenizer-files",
+        recipe.pack.validation_share,
+        work / "encoded",
+        partial / "documents",
+    )
+    return run_stage("encode", [step], len(parts), work, workers, on_progress)
+
+
+def _plan(recipe: DataRecipe, header: Header, parts: Sequence[Path], work: Path) -> Plan:
+    """Which part belongs to which source, and from that every row. Error: InputError for too few rows."""
+    import pyarrow.parquet as parquet
+
+    stems: dict[str, list[Path]] = {source: [] for source in header.sources}
+    for number, path in enumerate(parts):
+        if parquet.read_metadata(path).num_rows:
+            source = parquet.ParquetFile(path).read_row_group(0, columns=["source"]).column(0)[0].as_py()
+            stems[source].append(work / "encoded" / f"{number:05d}")
+    streams: dict[str, tuple[Stream, ...]] = {
+        split: tuple(
+            plan_stream([stem.with_suffix(f".{split}") for stem in stems[source]], work / f"{split}-{number}.npy")
+            for number, source in enumerate(header.sources)
+        )
+        for split in SPLITS
+    }
+    plan = Plan(header, recipe.seed, recipe.pack.chunks, streams["train"], streams["validation"])
+    if (rows := sum(plan.rows(plan.train))) < plan.chunks:
+        raise InputError(
+            f"the corpus fills {rows} rows of {header.row_len} ids; pack.chunks={plan.chunks} needs at least one row "
+            f"each: set pack.chunks to at most {max(rows, 1)}, use a smaller pack.seq_len or read more text"
+        )
+    return plan
+
+
+def _counts(plan: Plan) -> dict[str, Any]:
+    """Rows, tokens, bytes and documents, in all and per source; `tail_tokens` are those dropped at a stream's end."""
+    per_source: dict[str, Any] = {}
+    for number, source in enumerate(plan.header.sources):
+        told = per_source[source] = {}
+        for split, streams in (("train", plan.train), ("validation", plan.validation)):
+            stream, rows = streams[number], plan.rows(streams)[number]
+            told[split] = {
+                "documents": len(stream.documents) - 1,
+                "bytes": int(stream.byte_starts[-1]),
+                "tokens": stream.tokens,
+                "rows": rows,
+                "tail_tokens": stream.tokens - rows * plan.header.row_len,
+            }
+    names = ("documents", "bytes", "tokens", "rows", "tail_tokens")
+    totals = {
+        split: {name: sum(source[split][name] for source in per_source.values()) for name in names} for split in SPLITS
+    }
+    return {
+        "train_rows": totals["train"]["rows"],
+        "validation_rows": totals["validation"]["rows"],
+        "vocab_size": plan.header.vocab_size,
+        "seq_len": plan.header.seq_len,
+        "chunks": plan.chunks,
+        **totals,
+        "sources": per_source,
+    }

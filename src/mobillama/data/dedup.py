@@ -1,0 +1,58 @@
+"""Exact deduplication over the whole corpus, in buckets of hashes that fit in memory.
+
+Of documents with equal cleaned text the first in order (source, file, record) stays, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.pipeline.base import PipelineStep
+
+from mobillama.data.parts import replacing
+
+BUCKET_DOCUMENTS = 1 << 20
+
+
+class FindDuplicates(PipelineStep):  # type: ignore[misc]
+    """Writes `<bucket>.npy`: the numbers of the kept documents whose text an earlier one has."""
+
+    name, type = "exact duplicates", "dedup"
+
+    def __init__(self, hashes: list[Path], folder: Path) -> None:
+        super().__init__()
+        self.hashes, self.folder = hashes, folder
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Work through the hashes of bucket `rank` of `world_size`; yields nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        numbers, hashes, start = [], [], 0
+        for path in self.hashes:
+            found = np.fromfile(path, "S32")
+            if len(found):
+                first = found.view("<u8").reshape(-1, 4)[:, 0]
+                here = np.nonzero(first % np.uint64(world_size) == rank)[0]
+                numbers.append(start + here)
+                hashes.append(found[here])
+            start += len(found)
+        duplicates = np.empty(0, np.int64)
+        if numbers:
+            number, text = np.concatenate(numbers), np.concatenate(hashes)
+            _, firsts = np.unique(text, return_index=True)  # the first of each, since the sort behind it is stable
+            duplicates = np.sort(np.delete(number, firsts))
+        with replacing(self.folder / f"{rank:05d}.npy") as beside, beside.open("wb") as file:
+            np.save(file, duplicates)
+        yield from ()
+
+
+def buckets(documents: int) -> int:
+    """How many buckets so many documents are dealt to."""
+    return max(1, -(-documents // BUCKET_DOCUMENTS))
+
+
+def read_duplicates(folder: Path) -> Any:
+    """Numbers of all duplicates, sorted: (n,) int64."""
+    return np.sort(np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))]))
