@@ -193,7 +193,7 @@ class TextStream(Iterator[tuple[int, str]]):
             raise InputError("bos=True, but the tokenizer has no <s>; leave it out")
         if size < 1:
             raise InputError(f"batch_size={size}; expected 1 or more")
-        settings = Settings(eos_id=tokenizer.eos_id, **rest)
+        settings = Settings(eos_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, **rest)
         self._texts = [_Text(tokenizer, prompt, StopFilter(stops)) for prompt in prompts]
         first = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
         ids = [first + text.prompt_ids for text in self._texts]

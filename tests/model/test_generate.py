@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,15 @@ CONTEXT = 48
 PROMPTS = [[5], [1, 2, 3, 4, 5, 6, 7, 8, 9], [11, 12, 13], [20, 21, 22, 23, 24]]
 SAMPLED = Settings(max_new_tokens=12, temperature=1.0, top_k=40, top_p=0.9, repetition_penalty=1.2, seed=3)
 GREEDY = Settings(max_new_tokens=12, temperature=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Work this small loses more by waiting for a second thread than it gains."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -133,6 +133,16 @@ def test_penalty_makes_seen_ids_less_likely_whatever_their_sign() -> None:
     assert choose(np.array([-1.0, -1.5]), seen, settings, 0) == 1
 
 
+def test_ids_the_tokenizer_does_not_have_are_never_chosen() -> None:
+    logits = np.array([0.0, 1.0, 9.0, 9.0])
+    for settings in (
+        Settings(temperature=0, num_ids=2),
+        Settings(top_k=1, num_ids=2),
+        Settings(temperature=0, repetition_penalty=1.01, num_ids=2),
+    ):
+        assert choose(logits, np.ones(4, dtype=np.bool_), settings, 0) == 1
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_numbers_are_an_error(bad: float) -> None:
     with pytest.raises(InputError, match=r"largest logit at position 4 .* finite"):

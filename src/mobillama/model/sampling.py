@@ -35,6 +35,7 @@ class Settings:
     repetition_penalty: float = 1.0  # ids already in prompt or text: logit / penalty if > 0, else logit * penalty
     seed: int = 0
     eos_id: int | None = None  # ends a sequence and is not returned
+    num_ids: int | None = None  # choose among the first this many ids only: a tokenizer can be smaller than its model
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
@@ -46,16 +47,18 @@ class Settings:
         check("top_k", self.top_k >= 0, "0 (all) or more")
         check("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all)")
         check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0; 1 = none")
+        check("num_ids", self.num_ids is None or self.num_ids >= 1, "1 or more, or None for all")
         check("seed", 0 <= self.seed <= MASK, "0 to 2**64 - 1")
 
 
 def choose(logits: Floats, seen: npt.NDArray[np.bool_] | None, settings: Settings, position: int) -> int:
     """The id of the next token.
 
-    `logits` (V,); `seen` (V,) marks the ids already in the sequence (read only if there is a penalty); `position`
+    `logits` (V,) or longer; `seen` (V,) marks the ids already in the sequence (read only if there is a penalty); `position`
     counts the tokens before the new one. Ties go to the lowest id. Errors: InputError if no logit is finite or one
     is not a number.
     """
+    logits = logits[: settings.num_ids]
     highest = logits.max()  # NaN if any is
     if not np.isfinite(highest):
         raise InputError(
@@ -75,7 +78,7 @@ def choose(logits: Floats, seen: npt.NDArray[np.bool_] | None, settings: Setting
 
 def penalise(scores: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_], penalty: float) -> None:
     """Make ids already in the sequence less likely, in place (Keskar et al. 2019, CTRL, section 4.1)."""
-    ids = np.flatnonzero(seen)
+    ids = np.flatnonzero(seen[: scores.size])
     found = scores[ids]
     scores[ids] = np.where(found > 0, found / penalty, found * penalty)
 
