@@ -44,7 +44,7 @@ class Place:
 
     def words(self) -> str:
         """One line for people."""
-        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.device.type == "cpu" else ""
         return f"{self.name} ({self.device.type}{threads}), compute in {dtype_name(self.dtype)}: {self.why_dtype}"
 
     def environment(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class Session:
                 counts={"step": self.step, "tokens": self.tokens},
                 circumstance=self.environment,
             )
-        result = {"step": self.step, "tokens": self.tokens, "model": sealed.digest()}
+        result = {"step": self.step, "tokens": self.tokens, "weights": sealed.files["model.safetensors"]["sha256"]}
         memory = peak_memory(self.place)
         self.ledger.append("end", result, {"seconds": _since(self.began), **memory})
         words = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**30:.2f} GiB" for key, value in memory.items())
