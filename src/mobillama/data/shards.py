@@ -277,7 +277,15 @@ class Shards:
 
 
 def read_shards(folder: str | Path) -> Shards:
-    """Open a shards folder. Errors: InputError if it is none, DamagedFileError if a file is cut short."""
+    """Open a shards folder. Errors: InputError if it is none, DamagedFileError if a file is cut short.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_shards(Path(folder) / "shards", [[1, 2, 3], [4, 5, 6]], [[7, 8, 9]], vocab_size=16)
+    ...     shards = read_shards(Path(folder) / "shards")
+    ...     shards.seq_len, shards.num_rows, shards.train_rows(np.array([1])).tolist()
+    (2, 2, [[4, 5, 6]])
+    """
     return Shards(Path(folder))
 
 
