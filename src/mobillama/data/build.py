@@ -21,6 +21,7 @@ from mobillama.errors import InputError, missing_extra
 
 try:
     from mobillama.data.corpus import build_corpus, clear_strays, work_folder
+    from mobillama.data.display import Display
     from mobillama.data.encode import SPLITS, Encode, TrainTokenizer, load_tokenizer
     from mobillama.data.executor import OnProgress, run_stage
     from mobillama.data.pack import Plan, Stream, WriteChunk, plan_stream
@@ -42,12 +43,25 @@ def build_shards(
 ) -> manifest.Manifest:
     """Build the shards of a recipe at `out`, and their corpus beside it at `<out>-corpus`, on `workers` processes.
 
-    `workers` 0 = all cores. `tokenizer` takes the place of the recipe's. Errors: InputError for input that cannot be
-    used (with file and line), DamagedFileError for files cut short, OSError for a full disk; the same call goes on.
+    `workers` 0 = all cores. `tokenizer` takes the place of the recipe's. Without `on_progress`, progress is shown on
+    stderr. Errors: InputError for input that cannot be used (with file and line), DamagedFileError for files cut
+    short, OSError for a full disk. After any of them, or a kill, the same call goes on.
     """
     workers = workers or cores()
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out or remove it")
+    if on_progress is not None:
+        return _build(recipe, out, workers, tokenizer, on_progress)
+    display = Display()
+    try:
+        return _build(recipe, out, workers, tokenizer, display)
+    finally:
+        display.close()
+
+
+def _build(
+    recipe: DataRecipe, out: Path, workers: int, tokenizer: Tokenizer | None, on_progress: OnProgress
+) -> manifest.Manifest:
     given = _given_tokenizer(recipe, tokenizer)
     corpus = corpus_folder(out)
     source = build_corpus(recipe, corpus, workers=workers, on_progress=on_progress)

@@ -75,6 +75,18 @@ def build_corpus(
     return sealed
 
 
+def read_texts(path: Path) -> Iterator[str]:
+    """The texts of a corpus artefact in order, or the lines of a text file."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            yield from (line.rstrip("\n") for line in file)
+        return
+    manifest.read(path, "corpus")
+    for part in sorted((path / "documents").glob("*.parquet")):
+        for batch in parquet.ParquetFile(part).iter_batches(64, columns=["text"]):
+            yield from (text.as_py() for text in batch.column(0))
+
+
 def part_name(number: int) -> str:
     """File name of part `number` of a documents table."""
     return f"part_{number:05d}.parquet"
