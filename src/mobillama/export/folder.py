@@ -1,0 +1,113 @@
+"""Model folders for other programs, written as sealed artefacts.
+
+hf: as mobillama saves a model, the FFN stored once; transformers loads it with the code in the folder.
+llama: a plain LlamaForCausalLM with the FFN copied under every layer that uses it. Larger, but any program that reads
+LLaMA folders loads it. config.json keeps `num_ffn_blocks`, which others ignore and which tells `mobillama.load` that
+the copies are one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobillama import manifest
+from mobillama.config import ModelConfig
+from mobillama.errors import InputError
+from mobillama.model import config_file
+from mobillama.model.ffn_copies import PARTS, ffn_name
+from mobillama.model.hub import find_folder
+from mobillama.model.tensor_files import SAFETENSORS, open_tensors
+from mobillama.model.transformer import Transformer
+from mobillama.model.weights import disk_name, load_model, save_model
+from mobillama.tokenizer.tokenizer import Tokenizer
+
+FORMATS = ("hf", "llama")
+TYPE_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
+
+
+def export_model(model: str | Path, out: Path, form: str = "hf") -> None:
+    """Write a model (a folder, a run or a hub name) to the folder `out` in one of FORMATS, in the type it is stored in.
+
+    Errors: InputError for an unknown format, a model that is not found, or an `out` that exists.
+    """
+    if form not in FORMATS:
+        raise InputError(f"--format {form!r} is not known; use one of: {', '.join(FORMATS)}")
+    folder = find_folder(model)
+    loaded = load_model(folder, dtype=stored_dtype(folder))
+    with manifest.building(out) as partial:
+        clear(partial)
+        if form == "hf":
+            save_model(partial, loaded, loaded.config)
+        else:
+            write_llama(partial, loaded)
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            Tokenizer.load(folder).save(partial)
+        made_from = [manifest.origin(folder)] if (folder / manifest.FILE).is_file() else []
+        manifest.seal(partial, out, "model", made_from=made_from, recipe={"format": form, **loaded.config.tree()})
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type of a model folder's weights: that of its first tensor."""
+    with open_tensors(folder) as files:
+        return files.tensor(files.names()[0]).dtype
+
+
+def clear(partial: Path) -> None:
+    """Remove what an interrupted export left behind."""
+    for path in partial.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_llama(folder: Path, model: Transformer) -> None:
+    """Write config.json and model.safetensors of a LlamaForCausalLM that computes what `model` computes."""
+    tensors = llama_tensors(model)
+    write_safetensors(folder / SAFETENSORS, tensors)
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    tree = llama_config(model.config, dtype)
+    manifest.write_file(folder / config_file.FILE, json.dumps(tree, indent=2).encode() + b"\n")
+
+
+def llama_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of the same shapes as a plain LLaMA."""
+    tree = config_file.config_tree(config, dtype)
+    del tree["auto_map"]
+    return {**tree, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+def llama_tensors(model: Transformer) -> dict[str, Tensor]:
+    """Every tensor of a LlamaForCausalLM by name; the names of a shared FFN stand for one tensor in memory."""
+    config, state = model.config, model.state_dict()
+    tensors = {disk_name(name, config): tensor for name, tensor in state.items() if not name.startswith("ffns.")}
+    for layer in range(config.num_hidden_layers):
+        for part in PARTS:
+            tensors[ffn_name(layer, part)] = state[f"ffns.{config.ffn_block_of(layer)}.{part}.weight"]
+    return tensors
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors one by one: copies of one tensor take room in the file only, not in memory.
+
+    safetensors' own writer refuses tensors that share memory. Format: 8 bytes of header length, JSON header, data.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": TYPE_CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins on a multiple of 8 bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
