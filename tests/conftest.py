@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+# Tests that run side by side get one thread each, set before torch is imported: tiny tensors on more threads than
+# cores spend their time waiting for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Callable[[str], Path]:
