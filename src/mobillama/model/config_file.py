@@ -17,7 +17,9 @@ FILE = "config.json"
 REMOTE_CODE = "modeling_mobillama"
 
 # What must hold of a config.json, because this architecture has no such part; absent or null means the value here.
-FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None, "head_dim": None}
+FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
+# Without these the defaults of ModelConfig would silently stand in for the model's own shapes.
+SHAPES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # LLaMA's ids, which every tokenizer of ours shares.
 BOS_ID, EOS_ID = 1, 2
 
@@ -69,20 +71,21 @@ def config_of(tree: dict[str, Any], origin: Path) -> ModelConfig:
     """
     if (kind := tree.get("model_type", "mobillama")) not in ("mobillama", "llama"):
         raise InputError(f"{origin}: model_type={kind!r}; expected 'mobillama' or 'llama'")
-    hidden, heads = tree.get("hidden_size"), tree.get("num_attention_heads")
-    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1:
-        raise InputError(
-            f"{origin}: hidden_size={hidden!r}, num_attention_heads={heads!r}; expected two positive numbers"
-        )
-    for key, expected in {**FIXED, "head_dim": hidden // heads}.items():
+    for key, expected in FIXED.items():
         if (found := tree.get(key)) is not None and found != expected and not _is_plain_rope(key, found):
-            raise InputError(
-                f"{origin}: {key}={found!r}; a MobiLlama has {expected!r}, so these weights cannot run here"
-            )
+            raise InputError(f"{origin}: {key}={found!r}; a MobiLlama has {expected!r}: these weights cannot run here")
+    if missing := [key for key in SHAPES if tree.get(key) is None]:
+        raise InputError(f"{origin}: {', '.join(missing)} not given; a model's config.json says all of its shapes")
     fields = set(ModelConfig.model_fields)
     values = {key: value for key, value in tree.items() if key in fields and value is not None}
     values = {"name": origin.parent.name, **values, "rope_theta": _rope_theta(tree, origin)}
-    return resolve(ModelConfig, values, str(origin))
+    config = resolve(ModelConfig, values, str(origin))
+    if (found := tree.get("head_dim")) not in (None, config.head_dim):
+        raise InputError(
+            f"{origin}: head_dim={found!r}; expected hidden_size / num_attention_heads = {config.head_dim}: "
+            "heads of another size cannot run here"
+        )
+    return config
 
 
 def _is_plain_rope(key: str, value: Any) -> bool:

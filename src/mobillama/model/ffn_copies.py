@@ -33,7 +33,7 @@ def count_blocks(files: TensorFiles, num_layers: int, folder: Path) -> int:
     """
     originals = {part: _originals(files, part, num_layers) for part in PARTS}
     different = [
-        (layer, ffn_name(layer, part), ffn_name(next(iter(found)), part))
+        (layer, PARTS.index(part), next(iter(found)))
         for part, found in originals.items()
         for layer, original in found.items()
         if original != next(iter(found))
@@ -47,10 +47,11 @@ def count_blocks(files: TensorFiles, num_layers: int, folder: Path) -> int:
             return num_layers
     elif all(layers == _first_users(len(layers), num_layers) for layers in stored) and len(set(map(len, stored))) == 1:
         return len(stored[0])
-    _, name, first = min(different)
+    layer, part, first = min(different)
     raise InputError(
-        f"{folder}: {name} differs from {first}, while other layers' copies are equal or missing: this is neither one "
-        f"shared FFN nor one for each of {num_layers} layers; if it is meant so, say how many with num_ffn_blocks"
+        f"{folder}: {ffn_name(layer, PARTS[part])} differs from {ffn_name(first, PARTS[part])}, while other copies are "
+        f"equal or missing: this is neither one shared FFN nor one for each of {num_layers} layers; "
+        "if it is meant so, say how many with num_ffn_blocks"
     )
 
 

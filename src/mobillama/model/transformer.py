@@ -58,14 +58,14 @@ class LayerCache:
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write T new positions behind those present and give all of them: (B, K, S, Dh) twice."""
         start, end = self.length, self.length + keys.shape[2]
-        self.keys[:, :, start:end] = keys
-        self.values[:, :, start:end] = values
+        self.keys[:, :, start:end] = keys.detach()
+        self.values[:, :, start:end] = values.detach()
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class KVCache:
-    """Keys and values of every layer; `length` positions are filled, the same number in each."""
+    """Keys and values of every layer, all filled to the same `length`; for inference, as no gradient passes it."""
 
     def __init__(
         self,
@@ -75,10 +75,11 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        shape = (2, batch, config.num_key_value_heads, max_tokens, config.head_dim)
+        shape = (batch, config.num_key_value_heads, max_tokens, config.head_dim)
         self.max_tokens = max_tokens
         self.layers = [
-            LayerCache(*torch.zeros(shape, device=device, dtype=dtype)) for _ in range(config.num_hidden_layers)
+            LayerCache(*(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)))
+            for _ in range(config.num_hidden_layers)
         ]
 
     @property
