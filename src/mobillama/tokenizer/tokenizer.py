@@ -125,9 +125,8 @@ class Tokenizer:
             at += len(part.encode())
             width[at] = len(SPACE.encode())
             at += 1
-        covered: NDArray[np.int64] = np.concatenate((np.zeros(1, np.int64), np.cumsum(width)))
-        ends = np.cumsum(lengths)
-        return np.subtract(covered[ends], covered[ends - lengths])
+        covered = np.concatenate(([0], np.cumsum(width)))  # at each byte of the spaced text
+        return np.diff(covered[np.cumsum(lengths)], prepend=0)
 
     def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
         """The text of some ids, as sentencepiece decodes them; a byte that is part of no character reads U+FFFD."""

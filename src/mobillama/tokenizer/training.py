@@ -31,14 +31,14 @@ def learn(texts: Iterable[str], vocab_size: int) -> Vocabulary:
 
     Error: InputError if `vocab_size` leaves no room beside the fixed pieces, or the texts are too few to fill it.
     """
-    words = count_words(texts)
     room = vocab_size - len(FIXED) - len(RUNS)
-    alphabet = choose_alphabet(words, room // 2)
     if room < 2:
         raise InputError(
             f"vocab_size={vocab_size}: {len(FIXED) + len(RUNS)} pieces are fixed (3 controls, 256 bytes, "
             f"{len(RUNS)} runs of spaces); choose at least 512"
         )
+    words = count_words(texts)
+    alphabet = choose_alphabet(words, room // 2)
     learned, merges = _learn_merges(words, alphabet, room)
     pieces = [*FIXED, *learned, *RUNS, *alphabet]
     if len(pieces) != vocab_size:
@@ -81,7 +81,7 @@ def _learn_merges(words: Counter[str], alphabet: list[str], room: int) -> tuple[
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
     trainer = trainers.BpeTrainer(
-        vocab_size=room, min_frequency=2, initial_alphabet=alphabet, max_token_length=LONGEST_PIECE, show_progress=False
+        vocab_size=room, min_frequency=1, initial_alphabet=alphabet, max_token_length=LONGEST_PIECE, show_progress=False
     )
     tokenizer.train_from_iterator(_lines(words, alphabet), trainer)
     model = json.loads(tokenizer.to_str())["model"]

@@ -80,50 +80,35 @@ def from_sentencepiece(model: SentencePieceModel, origin: str) -> Vocabulary:
     `origin` names the file in errors. Error: InputError where ranks could not reproduce the order of the scores.
     """
     normal = {piece.text for piece in model.pieces if piece.kind is Kind.NORMAL}
-    runs = sorted((len(text) for text in normal if set(text) == {SPACE}), reverse=True)
-    scored: dict[float, str] = {}
-    merges: list[tuple[float, str, str]] = []
-    lowest = 0.0
+    by_score: dict[float, list[str]] = {}
     for piece in model.pieces:
-        text = piece.text
-        if piece.kind is not Kind.NORMAL:
-            continue
-        if len(text) == 1 or set(text) == {SPACE}:
-            continue
-        if missing := set(text) - normal:
-            raise InputError(
-                f"{origin}: piece {text!r} holds {sorted(missing)}, which are no pieces; expected every character of a "
-                "piece to be one: this model cannot be converted exactly"
-            )
-        if other := scored.get(piece.score):
-            raise InputError(
-                f"{origin}: pieces {other!r} and {text!r} have the same score {piece.score}; expected different ones: "
-                "this model cannot be converted exactly"
-            )
-        scored[piece.score] = text
-        lowest = min(lowest, piece.score)
-        merges += [
-            (piece.score, text[:at], text[at:])
-            for at in range(1, len(text))
-            if text[:at] in normal and text[at:] in normal
-        ]
-    merges.sort(key=lambda merge: -merge[0])
-    ordered = [(left, right) for _, left, right in merges]
-    if len(runs) > 1:
-        _check_runs(model, runs, lowest, origin)
-        ordered += run_merges(runs[0])
+        if piece.kind is Kind.NORMAL and len(piece.text) > 1:
+            by_score.setdefault(piece.score, []).append(piece.text)
+            if missing := set(piece.text) - normal:
+                raise InputError(
+                    f"{origin}: piece {piece.text!r} holds {sorted(missing)}, which are no pieces; expected every "
+                    "character of a piece to be one: this model cannot be converted exactly"
+                )
+    merges: list[tuple[str, str]] = []
+    for score in sorted(by_score, reverse=True):
+        texts = by_score[score]
+        if len(texts) > 1:
+            _check_runs(texts, score, origin)
+            merges += run_merges(len(texts) + 1)
+        else:
+            splits = ((texts[0][:at], texts[0][at:]) for at in range(1, len(texts[0])))
+            merges += [(left, right) for left, right in splits if left in normal and right in normal]
     pieces = [piece.text for piece in model.pieces]
     _check_pieces(pieces, origin)
-    return Vocabulary(pieces, ordered, model.dummy_prefix)
+    return Vocabulary(pieces, merges, model.dummy_prefix)
 
 
-def _check_runs(model: SentencePieceModel, runs: Sequence[int], lowest: float, origin: str) -> None:
-    """Runs of spaces must be of every length and score alike, below every other piece (as LLaMA's do)."""
-    scores = {piece.score for piece in model.pieces if len(piece.text) > 1 and set(piece.text) == {SPACE}}
-    if list(runs) != list(range(runs[0], 0, -1)) or len(scores) != 1 or min(scores) >= lowest:
+def _check_runs(texts: list[str], score: float, origin: str) -> None:
+    """Pieces of one score must be runs of spaces of every length from 2 on, as LLaMA's are."""
+    if sorted(texts) != [SPACE * size for size in range(2, len(texts) + 2)]:
         raise InputError(
-            f"{origin}: runs of spaces of lengths {sorted(runs)} have scores {sorted(scores)}; expected every length "
-            "up to the longest, all with one score below all others: this model cannot be converted exactly"
+            f"{origin}: pieces {sorted(texts)[:4]} have the same score {score}; expected different scores, or runs of "
+            "spaces of every length: this model cannot be converted exactly"
         )
 
 
