@@ -233,20 +233,23 @@ def test_lost_ledger_lines_are_noticed(copied, shards):
         train(tiny.recipe(), shards, copied)
 
 
-def test_a_gradient_that_is_no_number_stops_before_anything_is_saved(tmp_path, shards, monkeypatch, whole_run):
+def test_a_gradient_that_is_no_number_stops_before_the_update(tmp_path, shards, monkeypatch, whole_run):
     from mobillama.train.step import TrainStep
 
-    run = tmp_path / "run"
+    run, before = tmp_path / "run", {}
     update = TrainStep.update
 
     def spoil(trainer, lr):
-        if len(list((run / "checkpoints").glob("step_*"))):
-            next(trainer.model.parameters()).grad.fill_(float("inf"))
+        if any((run / "checkpoints").glob("step_*")):
+            next(trainer.model.parameters()).grad[0, 0] = float("inf")
+            before.update(trainer=trainer, state={name: value.clone() for name, value in trainer.state().items()})
         return update(trainer, lr)
 
     with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"gradient norm of step 6 is (inf|nan)"):
         patch.setattr(TrainStep, "update", spoil)
         train(tiny.recipe(), shards, run)
+    after = before["trainer"].state()
+    assert all(torch.equal(after[name], value) for name, value in before["state"].items())
     assert [line["step"] for line in results(run, "checkpoint")] == [5]
     train(tiny.recipe(), shards, run)
     assert tiny.weights(run) == tiny.weights(whole_run)

@@ -49,9 +49,14 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, lr: float) -> Tensor:
-        """Clip, step with learning rate `lr`, zero the gradients; the norm before clipping (0-d float32)."""
+        """Clip, step with learning rate `lr`, zero the gradients; the norm before clipping (0-d float32).
+
+        A norm that is not a finite number is given back before anything is changed: the caller must stop.
+        """
         gradients = self.gradients
         norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            return norm
         torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
         self.adamw.param_groups[0]["lr"] = lr
         self.adamw.step()
