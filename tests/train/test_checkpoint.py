@@ -5,8 +5,8 @@ from safetensors.torch import load_file
 from mobillama import manifest
 from mobillama.errors import DamagedFileError
 from mobillama.train.checkpoint import (
+    SavedState,
     checkpoints_folder,
-    load_state,
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
@@ -36,7 +36,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     saved = save(tmp_path, 4)
     found = newest_checkpoint(tmp_path)
     assert (found.step, found.tokens, found.result()) == (4, 40, saved.result())
-    again, before = load_state(found), state()
+    again, before = SavedState(found), state()
     assert again.keys() == before.keys()
     assert all(torch.equal(again[name], before[name]) and again[name].shape == before[name].shape for name in before)
 

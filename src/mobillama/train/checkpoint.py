@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,32 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
         ) from None
 
 
-def load_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The training state of a checkpoint: tensors on the CPU that are mapped from its files, to be copied from."""
-    state = {}
-    for prefix, name in PARTS.items():
-        path = checkpoint.folder / name
-        try:
-            with safe_open(path, framework="pt") as file:
-                state.update({prefix + key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise DamagedFileError(f"{path} cannot be read ({error}); remove {checkpoint.folder}") from None
-    return state
+class SavedState(Mapping[str, Tensor]):
+    """The training state of a checkpoint; a tensor is mapped from its file when asked for, and let go with its user.
+
+    So a state is copied into a model with the memory of one tensor.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._where: dict[str, tuple[Path, str]] = {}  # name in the state -> file, name in it
+        for prefix, name in PARTS.items():
+            path = checkpoint.folder / name
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._where |= {prefix + key: (path, key) for key in file.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise DamagedFileError(f"{path} cannot be read ({error}); remove {checkpoint.folder}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, key = self._where[name]
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(key)  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
 
 
 def prune_checkpoints(run: Path, keep_last: int) -> None:

@@ -70,7 +70,7 @@ class Session:
                     f"{self.ledger.path} ends at step {self.ledger.last_step}, but {newest.folder} is of step "
                     f"{newest.step}: lines were lost; restore the file from a copy, or train into a new --out"
                 )
-            self.trainer.load_state(checkpoints.load_state(newest))
+            self.trainer.load_state(checkpoints.SavedState(newest))
             self.step, self.tokens = newest.step, newest.tokens
             if self.ledger.step_of("checkpoint") < newest.step:  # killed between sealing it and saying so
                 self.ledger.append("checkpoint", newest.result())
