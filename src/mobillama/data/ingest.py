@@ -36,19 +36,23 @@ class Read(PipelineStep):  # type: ignore[misc]
         self.tasks = tasks
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Read all of the task's files, or as much as `max_bytes` allows."""
+        """Read what the task names."""
         if data:
             yield from data
-        task, read = self.tasks[rank], 0
-        for document in read_task(task):
-            yield document
-            read += document.metadata["raw_bytes"]
-            if task.max_bytes and read >= task.max_bytes:
-                return
+        yield from read_task(self.tasks[rank])
 
 
 def read_task(task: Task) -> Iterator[Document]:
-    """Documents of one task in order. Errors name the file, and the line where there are lines."""
+    """Documents of one task in order, until `max_bytes` are read. Errors name the file and line."""
+    read = 0
+    for document in _all_documents(task):
+        yield document
+        read += document.metadata["raw_bytes"]
+        if task.max_bytes and read >= task.max_bytes:
+            return
+
+
+def _all_documents(task: Task) -> Iterator[Document]:
     if task.how == "reference":
         return _reference(task)
     if task.how == "packages":
