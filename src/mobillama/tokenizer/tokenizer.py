@@ -20,11 +20,12 @@ from mobillama.tokenizer.sentencepiece_model import read_model
 from mobillama.tokenizer.text_stream import TextStream, decode_bytes
 from mobillama.tokenizer.training import learn
 from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, SPACE, UNKNOWN, Vocabulary
-from mobillama.tokenizer.words import Words, blocks, find_cuts
+from mobillama.tokenizer.words import Words
 
 FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
+SHORT = 256  # characters below which text is encoded as a whole
 UNKNOWN_SHOWN = " \u2047 "  # what sentencepiece writes for the unknown id
 
 
@@ -55,9 +56,7 @@ class Tokenizer:
         self._prefixed = frozenset(id_ for id_, piece in enumerate(vocab.pieces) if piece.startswith(SPACE))
         self.token_bytes: NDArray[np.int32] = np.array([len(part) for part in self._bytes], np.int32)
         self._dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-        cuts = find_cuts(piece for piece in vocab.pieces if piece not in special)
-        self._words = cuts.words()
-        self._known = Words(self._encode_word, "H" if self._dtype == np.uint16 else "I", cuts.atoms())
+        self._words = Words((left + right for left, right in vocab.merges), self._encode_word, self._dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -89,16 +88,14 @@ class Tokenizer:
         """`encode` as an array (tokens,): the fast way for long text."""
         spaced = self._spaced(text)
         try:
-            if self._words is None:
+            if len(spaced) < SHORT:
                 return np.array(self._encode_word(spaced), np.uint32)
-            cut, look_up = self._words.findall, self._known.__getitem__
-            found = b"".join([b"".join(map(look_up, cut(block))) for block in blocks(spaced)])
+            return self._words.encode(spaced.encode()).astype(np.uint32)
         except UnicodeEncodeError as error:
             raise InputError(
                 f"the text holds {error.object[error.start]!r}, half a surrogate pair, which is no character; "
                 "expected text that can be written as UTF-8: decode the source with errors='replace'"
             ) from None
-        return np.frombuffer(found, self._dtype).astype(np.uint32)
 
     def byte_lengths(self, text: str, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
         """UTF-8 bytes of `text` that each of its ids covers (tokens,); the space put before the text covers none.

@@ -16,9 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from mobillama.errors import InputError
 from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, LONGEST_RUN, SPACE, UNKNOWN, Vocabulary, run_merges
-from mobillama.tokenizer.words import LETTERS
 
-WORD = re.compile(rf" ?{LETTERS}+| ?(?:[^\w\s]|[_¹²³])+|\d")
+WORD = re.compile(r" ?[^\W\d_]+| ?(?:[^\w\s]|_)+|\d")
 LONGEST_PIECE = 16  # characters, as in LLaMA's vocabulary
 COVERAGE = 0.9995  # share of the characters of the text that become pieces; the rest are written as bytes
 WORDS_COUNTED = 2_000_000  # different words counted at once; beyond, those seen once are forgotten

@@ -1,104 +1,215 @@
-"""Encode long text fast: cut it where no merge can reach across, and look the words up.
+"""Encode long text fast: cut it where no merge can reach across, and look the parts up.
 
-A merge joins two neighbours into a piece, so two characters that stand side by side in no piece of the vocabulary are
-never joined: text may be cut between them and the parts encoded alone, with exactly the same ids. `find_cuts` checks
-three families of such places against a vocabulary. Words repeat, so most of them are found in a dictionary.
+A merge joins two neighbours into one piece, so two characters that stand side by side in no product of a merge are
+never joined: text may be cut between them and the parts encoded alone, with exactly the same ids. `find_cuts` reads
+from the vocabulary between which classes of characters that holds. The parts are short and repeat, so nearly all of
+them are found, many at once, in a table of fixed size.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mobillama.tokenizer.vocabulary import SPACE
 
-# Raised digits count as word characters to `re`, but LLaMA's vocabulary joins them with punctuation.
-LETTERS, OTHERS = r"[^\W\d_¹²³]", r"(?:[^\w ]|[_¹²³])"
-LETTER = re.compile(LETTERS)
-DIGIT = re.compile(r"\d")
-WORDS_KEPT = 200_000  # words in the dictionary before it is emptied
-LONGEST_KEPT = 64  # characters of the longest word that is kept
-BLOCK = 1 << 20  # characters cut into words at a time
-
 Encode = Callable[[str], Sequence[int]]
 
+# Classes of UTF-8 bytes; a character above ASCII begins with a LEAD and ends with a REST byte.
+BLANK, NEWLINE, LETTER, DIGIT, SIGN, LEAD, REST = range(7)
+CLASSES = 8  # rows and columns of the matrix of cuts
 
-@dataclass(frozen=True)
-class Cuts:
-    """Where a vocabulary lets text be cut."""
-
-    spaces: bool  # before a space that follows something else
-    newlines: bool  # on both sides of a newline
-    letters: bool  # between letters, single digits and all else, a space before them staying with them
-
-    def words(self) -> re.Pattern[str] | None:
-        """Pattern whose matches tile a text into parts that encode alone; None where no cut is known to be exact."""
-        if not self.spaces:
-            return None
-        return re.compile(r"\n| *[^ \n]+| +" if self.newlines else r" *[^ ]+| +")
-
-    def atoms(self) -> re.Pattern[str] | None:
-        """Pattern that tiles a word into smaller parts; None if letters are not to be parted from the rest."""
-        if not (self.spaces and self.letters):
-            return None
-        return re.compile(rf" *{LETTERS}+| *\d| *{OTHERS}+| +")
+BLOCK = 1 << 16  # bytes cut at a time, so that all that belongs to them stays in the processor's cache
+SLOTS_LOG2 = 19  # log2 of the slots of the table
+LONGEST = 15  # bytes of the longest part kept in the table: two 64-bit words less one byte for the length
+MOST_IDS = 7  # ids of the parts kept in the table
+PARTS_KEPT = 200_000  # parts in the dictionary behind the table before it is emptied
+LONGEST_KEPT = 64  # bytes of the longest part kept there
 
 
-def find_cuts(pieces: Iterable[str]) -> Cuts:
-    """Check each family of cuts against every pair of neighbours in a vocabulary's mergeable pieces."""
-    pairs = {(left, right) for piece in pieces for left, right in itertools.pairwise(piece)}
-    inner = [(left, right) for left, right in pairs if left != SPACE]
-    return Cuts(
-        spaces=all(right != SPACE for _, right in inner),
-        newlines=all("\n" not in pair for pair in pairs),
-        letters=all(_group(left) == _group(right) != "digit" for left, right in inner),
-    )
+def _classes() -> NDArray[np.uint8]:
+    table = np.full(256, SIGN, np.uint8)
+    for byte in range(128):
+        if chr(byte).isalpha():
+            table[byte] = LETTER
+        elif chr(byte).isdigit():
+            table[byte] = DIGIT
+    table[ord(" ")], table[ord("\n")] = BLANK, NEWLINE
+    table[0x80:0xC0], table[0xC0:] = REST, LEAD
+    return table
 
 
-def _group(character: str) -> str:
-    if LETTER.match(character):
-        return "letter"
-    return "digit" if DIGIT.match(character) else "other"
+CLASS_OF = _classes()
+MASKS = np.array([(1 << 8 * size) - 1 for size in range(8)] + [(1 << 64) - 1] * 57, np.uint64)
+TAKEN = np.arange(MOST_IDS) < np.arange(MOST_IDS + 1)[:, None]  # (count, position) -> whether an id stands there
 
 
-class Words(dict[str, bytes]):
-    """Word -> its ids as bytes in the machine's order; a word not seen yet is encoded when it is asked for.
+def find_cuts(products: Iterable[str]) -> NDArray[np.bool_]:
+    """Where text may be cut: (class of a byte * CLASSES + class of the next byte) -> bool.
 
-    Words hold plain spaces. Holds at most `WORDS_KEPT` words of at most `LONGEST_KEPT` characters.
+    True where no product of a merge has a character of the one class followed by one of the other. Never true inside a
+    character.
+    """
+    joined = {pair for product in set(products) for pair in itertools.pairwise(product)}
+    cuts = np.ones((CLASSES, CLASSES), np.bool_)
+    for left, right in joined:
+        cuts[_class(left, -1), _class(right, 0)] = False
+    cuts[LEAD, :] = cuts[:, REST] = False
+    return cuts.ravel()
+
+
+def _class(character: str, byte: int) -> int:
+    return int(CLASS_OF[(" " if character == SPACE else character).encode()[byte]])
+
+
+class Parts(dict[bytes, bytes]):
+    """UTF-8 of a part of a text -> its ids as bytes in the machine's order; encoded when first asked for.
+
+    Spaces are plain. Holds at most `PARTS_KEPT` parts of at most `LONGEST_KEPT` bytes.
     """
 
-    def __init__(self, encode: Encode, typecode: str, atoms: re.Pattern[str] | None) -> None:
+    def __init__(self, encode: Encode, typecode: str) -> None:
         super().__init__()
         self._encode = encode
         self._typecode = typecode
-        self._cut = atoms.findall if atoms else None
-        self._atoms = Words(encode, typecode, None) if atoms else None
 
-    def __missing__(self, word: str) -> bytes:
-        if self._cut is not None and self._atoms is not None:
-            ids = b"".join(map(self._atoms.__getitem__, self._cut(word)))
-        else:
-            ids = array(self._typecode, self._encode(word)).tobytes()
-        if len(word) <= LONGEST_KEPT:
-            if len(self) >= WORDS_KEPT:
+    def __missing__(self, part: bytes) -> bytes:
+        ids = array(self._typecode, self._encode(part.decode())).tobytes()
+        if len(part) <= LONGEST_KEPT:
+            if len(self) >= PARTS_KEPT:
                 self.clear()
-            self[word] = ids
+            self[part] = ids
         return ids
 
 
-def blocks(text: str, size: int = BLOCK) -> Iterator[str]:
-    """Parts of at least `size` characters, cut before a space that follows something else; they tile the text."""
-    start = 0
-    while len(text) - start > size:
-        cut = CUT_BLOCK.search(text, start + size)
-        if cut is None:
-            break
-        yield text[start : cut.start() + 1]
-        start = cut.start() + 1
-    yield text[start:]
+class Words:
+    """Encodes UTF-8 text with plain spaces by its parts.
+
+    A row of the table holds a part's first 8 bytes, its other bytes and length, and its ids with their number; a part
+    has one slot, and the last one to need it has it. What the table has not, the dictionary behind it finds.
+    """
+
+    def __init__(self, products: Iterable[str], encode: Encode, dtype: np.dtype[Any]) -> None:
+        self._cuts = find_cuts(products)
+        self._dtype = dtype
+        self._known = Parts(encode, "H" if dtype.itemsize == 2 else "I")
+        self._table = np.zeros((1 << SLOTS_LOG2, 2 + (MOST_IDS + 1) * dtype.itemsize // 8), np.uint64)
+        self._lock = threading.Lock()
+
+    def encode(self, data: bytes) -> NDArray[Any]:
+        """Ids of a text (tokens,) in the dtype given."""
+        with self._lock:
+            found = b"".join([part for block in self._blocks(data) for part in self._encode_block(block)])
+        return np.frombuffer(found, self._dtype)
+
+    def _blocks(self, data: bytes) -> Iterator[bytes]:
+        """Parts of the text of about BLOCK bytes; they tile it and end where it may be cut."""
+        start, size = 0, len(data)
+        while size - start > BLOCK:
+            end = start + BLOCK
+            step = BLOCK // 16
+            while end < size:  # look for the last cut in a window, else go on to the next
+                classes = CLASS_OF[np.frombuffer(data, np.uint8, min(step, size - end) + 1, end - 1)]
+                found = np.flatnonzero(self._cuts[classes[:-1] * CLASSES + classes[1:]])
+                if found.size:
+                    end += int(found[-1])
+                    break
+                end += step
+            end = min(end, size)
+            yield data[start:end]
+            start = end
+        if start < size:
+            yield data[start:]
+
+    def _encode_block(self, block: bytes) -> list[Any]:
+        """Buffers that hold the ids of a block, in order."""
+        text = np.frombuffer(block + bytes(16), np.uint8)
+        classes = CLASS_OF[text[: len(block)]]
+        inner = np.flatnonzero(self._cuts[classes[:-1] * CLASSES + classes[1:]]) + 1
+        edges = np.concatenate(([0], inner, [len(block)]))
+        starts, sizes = edges[:-1], np.diff(edges)
+        first, second = self._keys(text, starts, sizes)  # (W,), (W,)
+        slots = _slots(first, second)
+        rows = self._table.take(slots, axis=0)  # (W, 2 + id words)
+        missing = np.flatnonzero((rows[:, 0] != first) | (rows[:, 1] != second))
+        irregular = self._fill(block, edges, missing, rows, first, second, slots) if missing.size else []
+        cells = rows[:, 2:].view(self._dtype)  # (W, MOST_IDS + 1)
+        counts = cells[:, MOST_IDS]
+        ids = cells[:, :MOST_IDS][TAKEN[counts]]
+        if not irregular:
+            return [ids]
+        ends = np.cumsum(counts, dtype=np.int64)
+        parts: list[Any] = []
+        at = 0
+        for word, encoded in irregular:
+            end = int(ends[word])
+            parts += (ids[at:end], encoded)
+            at = end
+        return [*parts, ids[at:]]
+
+    @staticmethod
+    def _keys(
+        text: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Two 64-bit words that stand for each part: its bytes and its length; alike only for equal parts.
+
+        Those of parts longer than LONGEST equal no part's in the table, as their length differs.
+        """
+        eights = np.ndarray((len(text) - 7,), "<u8", text.data, strides=(1,)).copy()  # the 8 bytes from each byte on
+        first = eights[starts] & MASKS[np.minimum(sizes, 8)]
+        second = eights[starts + np.minimum(sizes, 8)] & MASKS[np.clip(sizes - 8, 0, 7)]
+        return first, second | np.minimum(sizes, 255).astype(np.uint64) << np.uint64(56)
+
+    def _fill(
+        self,
+        block: bytes,
+        edges: NDArray[np.int64],
+        missing: NDArray[np.int64],
+        rows: NDArray[np.uint64],
+        first: NDArray[np.uint64],
+        second: NDArray[np.uint64],
+        slots: NDArray[np.int64],
+    ) -> list[tuple[int, bytes]]:
+        """Look up the parts that the table has not; those that fit go into rows and table, the others are returned."""
+        bounds = zip(missing.tolist(), edges[missing].tolist(), edges[missing + 1].tolist(), strict=True)
+        fits, cells, irregular = [], [], []
+        item = self._dtype.itemsize
+        known, most, order = self._known, MOST_IDS * item, np.dtype(self._dtype).newbyteorder("=")
+        counts = [np.array(count, order).tobytes() for count in range(MOST_IDS + 1)]
+        for word, start, end in bounds:
+            ids = known[block[start:end]]
+            if end - start <= LONGEST and len(ids) <= most:
+                fits.append(word)
+                cells.append(ids.ljust(most, b"\0") + counts[len(ids) // item])
+            else:
+                irregular.append((word, ids))
+        if fits:
+            new = np.concatenate(
+                (
+                    first[fits, None],
+                    second[fits, None],
+                    np.frombuffer(b"".join(cells), np.uint64).reshape(len(fits), -1),
+                ),
+                axis=1,
+            )
+            rows[fits] = new
+            self._table[slots[fits]] = new
+        for word, _ in irregular:
+            rows[word] = 0
+        return irregular
 
 
-CUT_BLOCK = re.compile(r"[^ ] ")
+def _slots(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The slot of each part: a multiplicative hash of both words."""
+    mixed = (first ^ (second >> np.uint64(29)) ^ (second * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(
+        0xD6E8FEB86659FD93
+    )
+    return ((mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(64 - SLOTS_LOG2)).astype(
+        np.int64
+    )
