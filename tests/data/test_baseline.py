@@ -59,9 +59,7 @@ def test_measure_scores_the_held_out_rows_in_nats_and_bits_per_byte(rows, tmp_pa
     result = measure(tmp_path / "shards")
     unigram, bigram = result["models"]["unigram"], result["models"]["bigram"]
     expected = -sum(
-        math.log(kneser_ney(rows[:30], int(a), int(b)))
-        for row in rows[30:]
-        for a, b in itertools.pairwise(row)
+        math.log(kneser_ney(rows[:30], int(a), int(b))) for row in rows[30:] for a, b in itertools.pairwise(row)
     )
     assert bigram["nats_per_token"] == pytest.approx(expected / (10 * 32))
     assert bigram["bits_per_byte"] == pytest.approx(expected / (10 * 32) / math.log(2) / 3)

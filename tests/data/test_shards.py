@@ -12,15 +12,8 @@ import numpy as np
 import pytest
 
 from mobillama import manifest
-from mobillama.data.shards import (
-    VALIDATION,
-    Header,
-    chunk_name,
-    read_shards,
-    require_tokenizer,
-    tokenizer_files,
-    write_shards,
-)
+from mobillama.data.chunk import VALIDATION, Header, chunk_name
+from mobillama.data.shards import read_shards, require_tokenizer, tokenizer_files, write_shards
 from mobillama.data.tensors import map_arrays
 from mobillama.errors import DamagedFileError, InputError
 

@@ -6,37 +6,59 @@ Document n of the table is what a span's `span_document` names.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mobillama.errors import DamagedFileError, missing_extra
 
+GROUPS_KEPT = 64
 
-def read_documents(folder: Path, numbers: Iterable[int], columns: list[str] | None = None) -> dict[int, dict[str, Any]]:
-    """Lines of the table by number. Errors: DamagedFileError if a number or a part cannot be read."""
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise missing_extra("data", error) from None
-    wanted = sorted(set(numbers))
-    found: dict[int, dict[str, Any]] = {}
-    start = 0
-    for path in sorted(folder.glob("*.parquet")):
-        if len(found) == len(wanted):
-            break
+
+class DocumentTable:
+    """Lines of a documents table by number; the row groups read last are kept."""
+
+    def __init__(self, folder: Path, columns: tuple[str, ...] | None = None) -> None:
+        """Read the footers of all parts. Error: DamagedFileError naming a part that cannot be read."""
         try:
-            file = parquet.ParquetFile(path, memory_map=True)
-            groups = file.metadata
-            for group in range(groups.num_row_groups):
-                stop = start + groups.row_group(group).num_rows
-                if here := [number for number in wanted if start <= number < stop]:
-                    table = file.read_row_group(group, columns=columns)
-                    lines = table.take([number - start for number in here]).to_pylist()
-                    found.update(zip(here, lines, strict=True))
-                start = stop
-        except (OSError, pyarrow.ArrowException) as error:
-            raise DamagedFileError(f"{path} cannot be read ({error}); restore it or build the artefact again") from None
-    if missing := [number for number in wanted if number not in found]:
-        raise DamagedFileError(f"{folder} holds documents 0 to {start - 1}; document {missing[0]} is not among them")
-    return found
+            import pyarrow
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise missing_extra("data", error) from None
+        self.folder, self.columns = folder, list(columns) if columns else None
+        self._files: list[Any] = []
+        self._groups: list[tuple[int, int]] = []  # file, row group
+        sizes = []
+        for path in sorted(folder.glob("*.parquet")):
+            try:
+                file = parquet.ParquetFile(path, memory_map=True)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise DamagedFileError(f"{path} cannot be read ({error}); restore it or build it again") from None
+            for group in range(file.metadata.num_row_groups):
+                self._groups.append((len(self._files), group))
+                sizes.append(file.metadata.row_group(group).num_rows)
+            self._files.append(file)
+        self._ends = np.cumsum(sizes, dtype=np.int64)  # (row groups,)
+        self._read = lru_cache(GROUPS_KEPT)(self._read_group)
+
+    def __len__(self) -> int:
+        """Documents in the table."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def lines(self, numbers: Iterable[int]) -> list[dict[str, Any]]:
+        """The lines of some documents, in the order asked for. Error: DamagedFileError for one that is not there."""
+        found = []
+        for number in numbers:
+            if not 0 <= number < len(self):
+                raise DamagedFileError(f"{self.folder} holds {len(self)} documents; document {number} is asked for")
+            place = int(np.searchsorted(self._ends, number, side="right"))
+            start = int(self._ends[place - 1]) if place else 0
+            found.append({name: column[number - start].as_py() for name, column in self._read(place).items()})
+        return found
+
+    def _read_group(self, place: int) -> dict[str, Any]:
+        file, group = self._groups[place]
+        table = self._files[file].read_row_group(group, columns=self.columns)
+        return {name: table.column(name) for name in table.column_names}

@@ -7,19 +7,17 @@ counts them.
 
 from __future__ import annotations
 
-import gzip
-import io
 import itertools
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from mobillama.data.compressed import DAMAGE, open_bytes
 from mobillama.data.sources import Task, installed_distributions
 from mobillama.errors import DamagedFileError, InputError
 
@@ -65,26 +63,15 @@ def _all_documents(task: Task) -> Iterator[Document]:
 def _json_lines(task: Task, path: Path, name: str) -> Iterator[Document]:
     number = 0
     try:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.isspace():
                     yield _json_record(task, path, name, number, line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGE as error:
         raise DamagedFileError(
             f"{path}: after line {number} it cannot be decompressed ({error}); it is cut short or damaged: "
             "fetch the file again"
         ) from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path), 1 << 20)
-    if path.suffix == ".zst":
-        import zstandard
-
-        frames = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(frames, 1 << 20)
-    return path.open("rb", buffering=1 << 20)
 
 
 def _json_record(task: Task, path: Path, name: str, number: int, line: bytes) -> Document:

@@ -17,9 +17,9 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
+from mobillama.data.chunk import VALIDATION, Arrays, Header, chunk_name, write_chunk
 from mobillama.data.encode import BASE
 from mobillama.data.parts import replacing
-from mobillama.data.shards import VALIDATION, Arrays, Header, chunk_name, write_chunk
 from mobillama.data.stream import DEALING, key, permute
 
 Ints = NDArray[np.int64]

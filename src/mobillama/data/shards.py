@@ -7,8 +7,7 @@ document, in the order that spans count them), tokenizer/ and manifest.json. For
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,44 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mobillama import manifest
-from mobillama.data.tensors import lay_out, map_arrays, write_arrays
+from mobillama.data.chunk import VALIDATION, Arrays, Header, chunk_name, open_chunk, write_chunk
+from mobillama.data.documents import DocumentTable
 from mobillama.errors import DamagedFileError, InputError
 
-FORMAT, FORMAT_VERSION = "mobillama.shards", 1
-VALIDATION = "validation.safetensors"
 Split = Literal["train", "validation"]
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What every chunk file of one shards folder says of itself."""
-
-    vocab_size: int
-    seq_len: int
-    tokenizer_digest: str
-    sources: tuple[str, ...]
-
-    @property
-    def row_len(self) -> int:
-        """Ids in a row: seq_len trained positions and the one before them."""
-        return self.seq_len + 1
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of an id: 16 bits as long as they suffice."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-
-    def metadata(self) -> dict[str, str]:
-        """The header as the text pairs that safetensors keeps."""
-        return {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "vocab_size": str(self.vocab_size),
-            "seq_len": str(self.seq_len),
-            "tokenizer": self.tokenizer_digest,
-            "sources": json.dumps(self.sources, ensure_ascii=False),
-        }
 
 
 @dataclass(frozen=True)
@@ -75,27 +41,6 @@ class Span:
     byte_start: int
     byte_end: int
     document: int
-
-
-def chunk_name(number: int, chunks: int) -> str:
-    """File name of training chunk `number` of `chunks`: at least three digits."""
-    return f"chunk_{number:0{max(3, len(str(chunks - 1)))}d}.safetensors"
-
-
-def write_chunk(path: Path, header: Header, rows: int, spans: int, fill: Callable[[Arrays], None]) -> None:
-    """Create one chunk file of `rows` rows and `spans` spans; `fill` writes into its arrays (docs/formats.md)."""
-    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "ids": (header.dtype, (rows, header.row_len)),
-        "row_source": (np.uint8, (rows,)),
-        "row_bytes": (np.uint32, (rows,)),
-        "span_offsets": (np.uint64, (rows + 1,)),
-        "span_document": (np.uint64, (spans,)),
-        "span_token": (np.uint32, (spans,)),
-        "span_tokens": (np.uint32, (spans,)),
-        "span_byte_start": (np.uint64, (spans,)),
-        "span_byte_end": (np.uint64, (spans,)),
-    }
-    write_arrays(path, lay_out(shapes, header.metadata()), fill)
 
 
 def write_shards(
@@ -199,50 +144,31 @@ class Shards:
         (number, inside), chunks = self._place(split, np.asarray([row])), self._files(split)
         chunk, place = chunks[int(number[0])], int(inside[0])
         first, last = (int(edge) for edge in chunk["span_offsets"][place : place + 2])
-        from mobillama.data.documents import read_documents
-
         numbers = [int(document) for document in chunk["span_document"][first:last]]
-        records = read_documents(self.folder / "documents", numbers)
+        records = self._documents.lines(numbers) if numbers else []
         return [
             Span(
-                document_id=records[document]["id"],
-                source=records[document]["source"],
-                license=records[document]["license"],
-                url=records[document]["url"],
+                **{name: record[name] for name in ("source", "license", "url")},
+                document_id=record["id"],
                 token_start=int(chunk["span_token"][span]),
                 token_count=int(chunk["span_tokens"][span]),
                 byte_start=int(chunk["span_byte_start"][span]),
                 byte_end=int(chunk["span_byte_end"][span]),
-                document=document,
+                document=number,
             )
-            for document, span in zip(numbers, range(first, last), strict=True)
+            for number, record, span in zip(numbers, records, range(first, last), strict=True)
         ]
 
+    @cached_property
+    def _documents(self) -> DocumentTable:
+        return DocumentTable(self.folder / "documents", ("id", "source", "license", "url"))
+
     def _open(self, name: str) -> tuple[Arrays, Header]:
-        path = self.folder / name
-        arrays, metadata = map_arrays(path)
-        if (version := int(metadata.get("format_version", 0))) > FORMAT_VERSION:
-            raise InputError(f"{path} has format version {version}; this mobillama reads up to {FORMAT_VERSION}")
-        promised = self.manifest.files[name]["bytes"]
+        path, promised = self.folder / name, self.manifest.files[name]["bytes"]
+        opened = open_chunk(path)
         if (size := path.stat().st_size) != promised:
             raise DamagedFileError(f"{path}: found {size} bytes; its manifest promises {promised}; restore the file")
-        try:
-            header = Header(
-                int(metadata["vocab_size"]),
-                int(metadata["seq_len"]),
-                metadata["tokenizer"],
-                tuple(json.loads(metadata["sources"])),
-            )
-            shape, dtype = arrays["ids"].shape, arrays["ids"].dtype
-            if metadata["format"] != FORMAT or shape[1:] != (header.row_len,) or dtype != header.dtype:
-                raise ValueError(f"ids of shape {shape} and type {dtype} for {header}")
-            if len(arrays["span_offsets"]) != shape[0] + 1 or int(arrays["span_offsets"][-1]) != len(
-                arrays["span_document"]
-            ):
-                raise ValueError("span_offsets do not count the rows and spans")
-        except (KeyError, ValueError) as error:
-            raise DamagedFileError(f"{path} is not a chunk of shards: {error}; build the shards again") from None
-        return arrays, header
+        return opened
 
     def _files(self, split: Split) -> list[Arrays]:
         return self._chunks if split == "train" else [self._validation]
