@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -357,7 +358,7 @@ def generate(
     texts = prompt_file.read_text(encoding="utf-8").splitlines() if prompt_file else list(prompts or [])
     if not texts:
         raise InputError("no prompt; give one after the model, or --prompt-file FILE with one a line")
-    from mobillama.language_model import load
+    from mobillama.language_model import ContextWarning, load
 
     loaded = load(model, device=device, dtype=dtype)
     settings: dict[str, Any] = {
@@ -370,15 +371,19 @@ def generate(
         "stop": list(stop or ()),
         "bos": bos,
     }
-    if len(texts) == 1 and not as_json:
-        print(texts[0], end="", flush=True)
-        for piece in loaded.generate(texts[0], stream=True, **settings):
-            print(piece, end="", flush=True)
-        print()
-        return
-    answers = loaded.generate(texts, **settings)
-    rows = [{"prompt": text, "text": answer} for text, answer in zip(texts, answers, strict=True)]
-    show({"model": model, "rows": rows}, as_json, "\n---\n".join(row["prompt"] + row["text"] for row in rows))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", ContextWarning)
+        if len(texts) == 1 and not as_json:
+            print(texts[0], end="", flush=True)
+            for piece in loaded.generate(texts[0], stream=True, **settings):
+                print(piece, end="", flush=True)
+            print()
+        else:
+            answers = loaded.complete(texts, **settings)
+            rows = [{"prompt": one.prompt, "text": one.text, "ending": one.ending} for one in answers]
+            show({"model": model, "rows": rows}, as_json, "\n---\n".join(one.prompt + one.text for one in answers))
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
 
 
 @app.command()
