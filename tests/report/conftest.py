@@ -55,11 +55,15 @@ def quickstart_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "quickstart"
     folder.mkdir()
     counts = {
-        "sources": {
-            "stdlib": {"read": 70, "kept": 60, "bytes": 9_000_000},
-            "reference": {"read": 8, "kept": 8, "bytes": 500_000},
+        "funnel": {
+            "stdlib": {
+                "documents_in": 70,
+                "documents_out": 60,
+                "bytes_out": 9_000_000,
+                "dropped": {"too_short": {"documents": 7, "bytes": 70}, "duplicate": {"documents": 3, "bytes": 900}},
+            },
+            "reference": {"documents_in": 8, "documents_out": 8, "bytes_out": 500_000, "dropped": {}},
         },
-        "dropped": {"too_short": 7, "duplicate": 3, "too_long": 0},
     }
     _sealed(folder / "corpus", "corpus", counts)
     _sealed(folder / "shards", "shards", {})
@@ -101,7 +105,7 @@ def quickstart_folder(tmp_path: Path) -> Path:
             {"met": False, "text": "dense did <not>"},
         ],
         "notes": ["compute in float32"],
-        "text_words": "Everything is text of this Python installation.",
+        "wall_seconds": 40.5,
         "sampling": "Temperature 0.7.",
         "samples": [{"prompt": "def ", "continuations": {"shared": "a <b> & c", "dense": "x"}}],
         "stages": [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,14 @@ REASONS = {
     "too_short": "fewer characters than the recipe asks for",
     "too_long": "more characters than the recipe allows",
     "binary": "too many control characters: not text",
-    "not_utf8": "bytes that are not UTF-8",
     "invalid_utf8": "bytes that are not UTF-8",
     "duplicate": "the same text, after normalisation, was seen before",
+}
+SUBSETS = {
+    "stdlib": "source of this Python's own library, without its tests",
+    "reference": "this Python's language reference, as its help() shows it",
+    "packages": "what the installed packages say of themselves",
+    "libraries": "source of the installed packages",
 }
 
 
@@ -119,24 +125,28 @@ def draw_losses(
 
 
 def describe_corpus(corpus: manifest.Manifest) -> dict[str, Any]:
-    """The funnel of a corpus manifest as rows for a page: per source, in all, and per reason for dropping."""
-    counts = corpus.counts
-    sources = [
-        {
-            "name": name,
-            "read": found["read"],
-            "kept": found["kept"],
-            "dropped": found["read"] - found["kept"],
-            "bytes": found["bytes"],
-        }
-        for name, found in counts["sources"].items()
+    """The funnel of a corpus manifest as rows for a page: per subset, in all, and per reason for dropping."""
+    subsets, reasons = [], Counter[str]()
+    for name, found in corpus.counts["funnel"].items():
+        dropped = {reason: pair["documents"] for reason, pair in found["dropped"].items()}
+        reasons.update(dropped)
+        subsets.append(
+            {
+                "name": name,
+                "meaning": SUBSETS.get(name, ""),
+                "read": found["documents_in"],
+                "kept": found["documents_out"],
+                "dropped": sum(dropped.values()),
+                "bytes": found["bytes_out"],
+            }
+        )
+    total = {key: sum(row[key] for row in subsets) for key in ("read", "kept", "dropped", "bytes")}
+    rows = [
+        {"reason": reason, "meaning": REASONS.get(reason, ""), "documents": count}
+        for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        if count
     ]
-    total = {key: sum(row[key] for row in sources) for key in ("read", "kept", "dropped", "bytes")}
-    dropped = sorted(counts["dropped"].items(), key=lambda item: (-item[1], item[0]))
-    reasons = [
-        {"reason": reason, "meaning": REASONS.get(reason, ""), "documents": count} for reason, count in dropped if count
-    ]
-    return {"sources": sources, "total": total, "reasons": reasons}
+    return {"subsets": subsets, "total": total, "reasons": rows}
 
 
 def _draw_quickstart(results: Mapping[str, Any], runs: Sequence[Run], *, standalone: bool) -> str:

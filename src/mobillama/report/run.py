@@ -29,6 +29,9 @@ class Run:
     checkpoints: list[Result] = field(default_factory=list)
     restarts: int = 0
     ended: bool = False
+    environment: Mapping[str, Any] = field(default_factory=dict)  # of the process that trained last
+    # Seconds of every line of a kind, repeated steps included; "first" are the first steps of each process.
+    seconds: Mapping[str, list[float]] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -59,19 +62,25 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise InputError(f"{folder} has no ledger.jsonl, so it is not a run; give the --out folder of a training")
     kept: dict[str, dict[int, Result]] = {"step": {}, "validation": {}, "checkpoint": {}}
-    restarts, ended = 0, False
+    restarts, ended, environment = 0, False, {}
+    seconds: dict[str, list[float]] = {"step": [], "validation": [], "checkpoint": [], "first": []}
+    opening = False  # whether a process has begun that has taken no step yet
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             entry = json.loads(line)
-            kind, result = entry["kind"], entry["result"]
+            kind, result, circumstance = entry["kind"], entry["result"], entry["circumstance"]
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(
                 f"{path} line {number} is not a ledger line ({error}); restore the file from a copy"
             ) from None
         restarts += kind == "resumed"
         ended = kind == "end"
+        if kind in ("start", "resumed"):
+            opening, environment = True, circumstance.get("environment", {})
         if kind in kept:
             kept[kind][int(result["step"])] = result
+            seconds["first" if kind == "step" and opening else kind].append(float(circumstance.get("seconds", 0)))
+            opening = opening and kind != "step"
     record = folder / "run.json"
     return Run(
         name=folder.name,
@@ -82,4 +91,6 @@ def read_run(folder: Path) -> Run:
         checkpoints=[kept["checkpoint"][step] for step in sorted(kept["checkpoint"])],
         restarts=restarts,
         ended=ended,
+        environment=environment,
+        seconds=seconds,
     )
