@@ -55,8 +55,8 @@ def export_model(model: str | Path, out: Path, form: str = "hf") -> None:
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type of a model folder's weights: that of its first tensor."""
-    with open_tensors(folder) as files:
-        return files.tensor(files.names()[0]).dtype
+    files = open_tensors(folder)
+    return files.tensor(files.names()[0]).dtype
 
 
 def clear(partial: Path) -> None:
