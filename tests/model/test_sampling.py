@@ -55,6 +55,7 @@ def plain_choice(logits: np.ndarray, seen: set[int], settings: Settings, point: 
         {"temperature": 0.9, "top_k": 7, "top_p": 0.8, "repetition_penalty": 1.3},
         {"temperature": 2.0, "top_k": 500, "top_p": 0.999, "repetition_penalty": 0.8},
         {"temperature": 1e-4, "top_p": 0.95},
+        {"temperature": 1e-306, "repetition_penalty": 100.0},
     ],
     ids=str,
 )
@@ -158,6 +159,7 @@ def test_logits_that_are_not_numbers_are_an_error(bad: float) -> None:
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
         ("max_new_tokens", 0),
         ("seed", -1),
     ],

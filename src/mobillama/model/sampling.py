@@ -46,7 +46,7 @@ class Settings:
         check("temperature", 0 <= self.temperature < math.inf, "0 (the likeliest token) or more, such as 0.8")
         check("top_k", self.top_k >= 0, "0 (all) or more")
         check("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (all)")
-        check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0; 1 = none")
+        check("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "0.01 to 100; 1 = none")
         check("num_ids", self.num_ids is None or self.num_ids >= 1, "1 or more, or None for all")
         check("seed", 0 <= self.seed <= MASK, "0 to 2**64 - 1")
 
@@ -86,7 +86,8 @@ def penalise(scores: npt.NDArray[np.float64], seen: npt.NDArray[np.bool_], penal
 def filtered_weights(scores: npt.NDArray[np.float64], settings: Settings) -> npt.NDArray[np.float64]:
     """Unnormalised probabilities (V,) after temperature, top-k and top-p; 0 where a token was dropped."""
     size = scores.size
-    scores = (scores - scores.max()) / settings.temperature  # (V,) the highest is 0, so that exp cannot overflow
+    with np.errstate(over="ignore"):  # next to temperature 0, all but the likeliest go to minus infinity
+        scores = (scores - scores.max()) / settings.temperature  # (V,) the highest is 0, so that exp cannot overflow
     weights = np.exp(scores)  # (V,)
     if 0 < settings.top_k < size:
         weights[scores < np.partition(scores, size - settings.top_k)[size - settings.top_k]] = 0.0
