@@ -266,6 +266,34 @@ def test_a_revision_of_a_folder_is_an_error(folder: Path) -> None:
         mobillama.load(folder, revision="v1")
 
 
+# The command line
+
+
+def test_the_command_line_streams_what_python_gives(model: LanguageModel, folder: Path) -> None:
+    from typer.testing import CliRunner
+
+    from mobillama.cli import app
+
+    settings = ["--max-new-tokens", "9", "--seed", "3", "--temperature", "1.2", "--top-k", "60", "--stop", "\0never"]
+    arguments = ["generate", str(folder), "--device", "cpu", "--dtype", "float32", *settings]
+    expected = [model.generate(prompt, max_new_tokens=9, seed=3, temperature=1.2, top_k=60) for prompt in PROMPTS[:2]]
+    shown = CliRunner().invoke(app, [*arguments, PROMPTS[0]], catch_exceptions=False)
+    assert shown.stdout == PROMPTS[0] + expected[0] + "\n"
+    several = CliRunner().invoke(app, [*arguments, "--json", *PROMPTS[:2]], catch_exceptions=False)
+    rows = json.loads(several.stdout)["rows"]
+    assert [row["text"] for row in rows] == expected
+    assert {row["ending"] for row in rows} == {"length"}
+
+
+def test_the_command_line_says_that_the_context_is_full(folder: Path) -> None:
+    from typer.testing import CliRunner
+
+    from mobillama.cli import app
+
+    shown = CliRunner().invoke(app, ["generate", str(folder), "a b", "--max-new-tokens", "90"], catch_exceptions=False)
+    assert "note: the text ended because prompt and answer fill the model's context of 64 tokens" in shown.stderr
+
+
 # The hub
 
 
