@@ -54,9 +54,9 @@ class Settings:
 def choose(logits: Floats, seen: npt.NDArray[np.bool_] | None, settings: Settings, position: int) -> int:
     """The id of the next token.
 
-    `logits` (V,) or longer; `seen` (V,) marks the ids already in the sequence (read only if there is a penalty); `position`
-    counts the tokens before the new one. Ties go to the lowest id. Errors: InputError if no logit is finite or one
-    is not a number.
+    `logits` (V,); `seen` (V,) marks the ids already in the sequence (read only if there is a penalty); `position`
+    counts the tokens before the new one. Ties go to the lowest id. Error: InputError if the largest logit is not a
+    finite number.
     """
     logits = logits[: settings.num_ids]
     highest = logits.max()  # NaN if any is
