@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,26 +34,37 @@ class TensorFile(Protocol):
 
 
 class Safetensors:
-    """One open safetensors file."""
+    """One safetensors file. Mapped anew for each tensor, so that what was read does not stay in memory."""
 
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise DamagedFileError(_damaged(path, "safetensors", error)) from None
 
     def names(self) -> list[str]:
-        return list(self.handle.keys())
+        return list(self.shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.handle.get_slice(name).get_shape())
+        return self.shapes[name]
 
     def tensor(self, name: str) -> Tensor:
-        return self.handle.get_tensor(name)  # type: ignore[no-any-return]
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
 
 
 class Pickled:
-    """One `.bin` file; its tensors stay on disk until they are used."""
+    """One `.bin` file. Mapped anew whenever many bytes were read, so that they do not stay in memory."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
+    FORGET_AFTER = 2**28  # bytes; mapping again is cheap beside reading this much
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mapped = _is_zip(path)
+        self.tensors = _unpickle(path, self.mapped)
+        self.read = 0
 
     def names(self) -> list[str]:
         return list(self.tensors)
@@ -63,7 +73,11 @@ class Pickled:
         return tuple(self.tensors[name].shape)
 
     def tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
+        if self.mapped and self.read > self.FORGET_AFTER:
+            self.tensors, self.read = _unpickle(self.path, self.mapped), 0
+        found = self.tensors[name]
+        self.read += found.nbytes
+        return found
 
 
 class TensorFiles:
@@ -90,18 +104,16 @@ class TensorFiles:
         return self.files[self.path_of[name]].shape(name)
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor that may be backed by the file: copy it before the files are closed."""
+        """A tensor that is backed by the file: copy what is to be kept."""
         return self.files[self.path_of[name]].tensor(name)
 
 
-@contextmanager
-def open_tensors(folder: Path) -> Iterator[TensorFiles]:
-    """Open a model folder's tensors: safetensors where there are any, else `.bin`; one file or shards with an index.
+def open_tensors(folder: Path) -> TensorFiles:
+    """A model folder's tensors: safetensors where there are any, else `.bin`; one file or shards with an index.
 
     Errors: InputError without any or with a shard missing; DamagedFileError for truncated or unreadable files.
     """
-    with ExitStack() as stack:
-        yield TensorFiles({path: _open(path, stack) for path in _find(folder)})
+    return TensorFiles({path: _open(path) for path in _find(folder)})
 
 
 def _find(folder: Path) -> list[Path]:
@@ -129,19 +141,14 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _open(path: Path, stack: ExitStack) -> TensorFile:
-    if path.suffix == ".bin":
-        return Pickled(_unpickle(path))
-    try:
-        return Safetensors(stack.enter_context(safe_open(path, framework="pt")))
-    except SafetensorError as error:
-        raise DamagedFileError(_damaged(path, "safetensors", error)) from None
+def _open(path: Path) -> TensorFile:
+    return Pickled(path) if path.suffix == ".bin" else Safetensors(path)
 
 
-def _unpickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin`, memory-mapped where its format (torch 1.6 or newer) allows."""
+def _unpickle(path: Path, mapped: bool) -> dict[str, Tensor]:
+    """The tensors of a `.bin`; mapped = left on disk until they are used."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         # Torch's message is a page long; its first line names the cause.
         raise InputError(
@@ -156,6 +163,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
 
 
 def _is_zip(path: Path) -> bool:
+    """Whether a `.bin` has the format (torch 1.6 or newer) that can be mapped."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 

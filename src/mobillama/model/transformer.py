@@ -11,6 +11,8 @@ Dh head_dim, F intermediate_size, V vocab_size, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -104,6 +106,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.attend: Callable[..., Tensor] = F.scaled_dot_product_attention  # or another with its signature
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         """x (B, T, D) -> (B, T, D); mask (B, 1, T, S), True = may look, or None for plain causal order."""
@@ -115,7 +118,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, Dh)
         # One new position may look at everything; several without a mask are a whole text, in causal order.
-        mixed = F.scaled_dot_product_attention(
+        mixed = self.attend(
             q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=self.kv_heads != self.heads
         )  # (B, H, T, Dh)
         return self.o_proj(mixed.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))  # type: ignore[no-any-return]

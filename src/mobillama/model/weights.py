@@ -90,31 +90,30 @@ def load_model(
     """
     folder = Path(folder)
     tree = config_file.read_tree(folder)
-    with open_tensors(folder) as files:
-        config = _true_config(folder, tree, files, num_ffn_blocks)
-        if num_ffn_blocks is not None or tree.get("num_ffn_blocks") is not None:
-            check_copies(files, config, folder)
-        expected = _shapes(config)
-        sources = {name: _source(name, config, files) for name in expected}
-        _check_tensors(
-            {name: files.shape(source) for name, source in sources.items() if source in files}
-            | {name: files.shape(name) for name in _without_a_place(files, sources, config, folder)},
-            expected,
-            str(folder),
-            lambda name: sources.get(name, name),
-        )
-        model = outline_model(config).to(dtype).to_empty(device="cpu").eval()
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.copy_(files.tensor(sources[name]))
+    files = open_tensors(folder)
+    config = _true_config(folder, tree, files, num_ffn_blocks)
+    if num_ffn_blocks is not None or tree.get("num_ffn_blocks") is not None:
+        check_copies(files, config, folder)
+    expected = _shapes(config)
+    sources = {name: _source(name, config, files) for name in expected}
+    _check_tensors(
+        {name: files.shape(source) for name, source in sources.items() if source in files}
+        | {name: files.shape(name) for name in _without_a_place(files, sources, config, folder)},
+        expected,
+        str(folder),
+        lambda name: sources.get(name, name),
+    )
+    model = outline_model(config).to(dtype).to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(files.tensor(sources[name]))
     return model
 
 
 def read_config(folder: Path | str, *, num_ffn_blocks: int | None = None) -> ModelConfig:
     """The true shapes of a model folder: config.json corrected by what its tensors say. Errors: as `load_model`."""
     folder = Path(folder)
-    with open_tensors(folder) as files:
-        return _true_config(folder, config_file.read_tree(folder), files, num_ffn_blocks)
+    return _true_config(folder, config_file.read_tree(folder), open_tensors(folder), num_ffn_blocks)
 
 
 def _true_config(folder: Path, tree: dict[str, Any], files: TensorFiles, num_ffn_blocks: int | None) -> ModelConfig:
