@@ -1,13 +1,14 @@
-"""What is applied to a model from outside before it is trained: recomputed activations and compiled blocks."""
+"""What is applied to a model from outside before it is trained: kernels, compiled blocks, recomputed activations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mobillama.model.transformer import Transformer
+from mobillama.model.transformer import Attention, Transformer
 
 
 class Recomputed(nn.Module):
@@ -21,6 +22,13 @@ class Recomputed(nn.Module):
         """As the block."""
         # Nothing in a block is random, so no generator state needs to be kept.
         return checkpoint(self.block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+def replace_attention(model: Transformer, attend: Callable[..., Tensor]) -> None:
+    """Let every layer attend by a function with the signature of PyTorch's scaled_dot_product_attention."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = attend
 
 
 def compile_blocks(model: Transformer) -> None:

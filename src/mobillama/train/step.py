@@ -13,9 +13,11 @@ from torch import Tensor
 
 from mobillama.config import TrainConfig
 from mobillama.model.transformer import Transformer
+from mobillama.train.attention import causal_attention
 from mobillama.train.loss import linear_cross_entropy, nats_and_gradient, summed_nats
+from mobillama.train.memory import keep_freed_memory
 from mobillama.train.optimizer import Optimizer
-from mobillama.train.parallel import compile_blocks, recompute_blocks
+from mobillama.train.parallel import compile_blocks, recompute_blocks, replace_attention
 from mobillama.train.precision import WorkingCopy
 
 
@@ -28,11 +30,15 @@ class TrainStep:
 
     def __init__(self, model: Transformer, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.device = config, device
+        if device.type == "cpu":
+            keep_freed_memory()
         self.model = model.to(device=device, dtype=torch.float32)
         self.optimizer = Optimizer(dict(model.named_parameters()), config)
         self.working = WorkingCopy(model, dtype)
         self.kernel = nats_and_gradient
         if config.compile:
+            if device.type == "cpu" and dtype == torch.bfloat16:
+                replace_attention(self.working.model, causal_attention)
             compile_blocks(self.working.model)
             self.kernel = torch.compile(nats_and_gradient)
         if config.activation_checkpointing:
