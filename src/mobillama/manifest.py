@@ -26,6 +26,7 @@ from mobillama.errors import DamagedFileError, InputError
 
 FORMAT_VERSION = 1
 FILE = "manifest.json"
+LOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,21 @@ def building(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Hold an exclusive lock on a folder; the kernel frees it if the process dies. Error: InputError(busy)."""
+    """Hold an exclusive lock on a folder; the kernel frees it if the process dies. Error: InputError(busy).
+
+    Waits a moment first: the workers of a process that was killed may need one to end.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(busy) from None
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise InputError(busy) from None
+            time.sleep(0.02)
     try:
         yield
     finally:

@@ -313,3 +313,34 @@ def test_shipped_data_recipes_resolve():
     assert python.source.kind == "python-installation"
     sizes = {task.subset: sum(p.stat().st_size for p in task.paths) for task in sources.list_tasks(python.source)}
     assert sum(sizes.values()) > 10_000_000
+
+
+def test_more_sources_than_a_byte_can_name_are_refused(tmp_path: Path, build: Callable[..., Path]):
+    for number in range(257):
+        write_jsonl(tmp_path / "raw" / f"{number:03d}.jsonl", [{"text": f"document {number}"}])
+    with pytest.raises(InputError, match="257 subsets; shards can name 256"):
+        build(tmp_path / "raw")
+
+
+def test_real_documents_are_packed_as_sentencepiece_encodes_them(shared_folder: Callable[[str], Path], tmp_path: Path):
+    """Oracle: the first documents of every subset, through sentencepiece itself."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    corpora, folder = shared_folder("MOBILLAMA_CORPORA"), shared_folder("MOBILLAMA_TOKENIZER")
+    settings = [f"source.root={corpora}", f"tokenizer.root={folder}", "source.max_bytes=60000", "pack.chunks=2"]
+    recipe = read_recipe(DataRecipe, "mini-amber", [*settings, "pack.seq_len=255"])
+    build_shards(recipe, tmp_path / "shards", workers=2, on_progress=quiet)
+    shards, texts = read_shards(tmp_path / "shards"), corpus_texts(tmp_path / "shards")
+    assert len({name.split("/")[0] for name in texts}) == 7
+    model = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+    encoded = {name: [*model.encode(text.decode()), model.eos_id()] for name, text in texts.items()}
+    streams: dict[str, list[int]] = {}
+    for name, ids in encoded.items():
+        if not is_held_out(name, recipe.pack.validation_share):
+            streams.setdefault(name.split("/")[0], []).extend(ids)
+    rows = {tuple(ids[start : start + 256]) for ids in streams.values() for start in range(0, len(ids) - 255, 256)}
+    assert {tuple(row) for row in shards.train_rows(range(shards.num_rows)).tolist()} == rows
+    tokenizer = Tokenizer.load(tmp_path / "shards" / "tokenizer")
+    for row in range(0, shards.num_rows, 40):
+        for document in lookup.show_row(shards, tokenizer, row)["documents"]:
+            text = texts[document["document_id"]][document["byte_start"] : document["byte_end"]]
+            assert document["text"] == text.decode("utf-8", "replace") or "\ufffd" in document["text"]

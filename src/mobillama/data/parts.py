@@ -20,7 +20,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from mobillama import manifest
 
-PART_BYTES = 8 << 20
+PART_BYTES = 4 << 20
 GROUP_BYTES = 1 << 20
 COLUMNS = ("text", "source", "id", "url", "license", "file", "record", "raw_sha256", "bytes")
 SCHEMA = pyarrow.schema(

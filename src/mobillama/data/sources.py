@@ -19,6 +19,7 @@ from mobillama.config import SourceConfig, external_folder
 from mobillama.errors import InputError
 
 TASK_BYTES = 16 << 20
+MOST_SUBSETS = 256  # a row of the shards names its source in one byte
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 PARQUET = (".parquet",)
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
@@ -50,6 +51,11 @@ def list_tasks(source: SourceConfig) -> list[Task]:
         tasks = _folder(source, root) if source.kind == "folder" else _record_files(source, root)
     if not tasks:
         raise InputError(f"source of kind {source.kind!r} has no files to read; check source.root and source.subsets")
+    if len(subsets := {task.subset for task in tasks}) > MOST_SUBSETS:
+        raise InputError(
+            f"the source has {len(subsets)} subsets; shards can name {MOST_SUBSETS}: choose some with source.subsets "
+            "or put the files of several into one folder"
+        )
     return _whole_subsets(tasks, source.max_bytes) if source.max_bytes else tasks
 
 
