@@ -64,7 +64,8 @@ class Bigram:
             higher = (
                 np.maximum(count - self.discount, 0.0) / total + self.discount * self.followers[before] / total * lower
             )
-        return np.where(total > 0, higher, lower)
+        found: Ids = np.where(total > 0, higher, lower)
+        return found
 
     def nats(self, rows: Ids) -> float:
         """Summed -log p of every trained position of `rows`."""
