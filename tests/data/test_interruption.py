@@ -132,7 +132,7 @@ def _alive(group: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_workers_end_when_their_build_is_killed(corpora: Path, built: Path, tmp_path: Path):
-    write_jsonl(tmp_path / "raw" / "long.jsonl", make_documents("long", 4000))
+    write_jsonl(tmp_path / "raw" / "long.jsonl", make_documents("long", 2000))
     command = arguments(tmp_path / "shards", tmp_path / "raw", built / "tokenizer")
     running = subprocess.Popen(command, start_new_session=True)
     while not list(tmp_path.glob("*.work/clean")):

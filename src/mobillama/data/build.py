@@ -156,7 +156,7 @@ def _plan(recipe: DataRecipe, header: Header, parts: Sequence[Path], work: Path)
             stems[source].append(work / "encoded" / f"{number:05d}")
     streams: dict[str, tuple[Stream, ...]] = {
         split: tuple(
-            plan_stream([stem.with_suffix(f".{split}") for stem in stems[source]], work / f"{split}-{number}.npy")
+            plan_stream([stem.with_suffix(f".{split}") for stem in stems[source]], work / f"{split}-{number}.table")
             for number, source in enumerate(header.sources)
         )
         for split in SPLITS

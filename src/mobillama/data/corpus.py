@@ -21,7 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 from mobillama import manifest
 from mobillama.config import DataRecipe
 from mobillama.data.clean import Filter, Normalise
-from mobillama.data.dedup import FindDuplicates, buckets, read_duplicates
+from mobillama.data.dedup import FindDuplicates, buckets, merge_duplicates
 from mobillama.data.executor import OnProgress, run_stage
 from mobillama.data.ingest import Read
 from mobillama.data.parts import WriteParts, replacing, write_table
@@ -44,17 +44,17 @@ def build_corpus(
         work = work_folder(out, {"recipe": settings, "inputs": state(tasks)})
         seconds = {"clean": _clean(recipe, tasks, work, workers, on_progress)}
         told = [json.loads((work / "parts" / f"{task:05d}.json").read_text()) for task in range(len(tasks))]
-        duplicates = np.empty(0, np.int64)
         kept = sum(task["kept"][0] for task in told)
         if recipe.clean.deduplicate:
             hashes = [work / "parts" / f"{task:05d}.hashes" for task in range(len(tasks))]
             step = FindDuplicates(hashes, work / "duplicates")
             seconds["dedup"] = run_stage("dedup", [step], buckets(kept), work, workers, on_progress)
-            duplicates = read_duplicates(work / "duplicates")
+        merge_duplicates(work / "duplicates", work / "duplicates.npy")
+        duplicates = np.load(work / "duplicates.npy", mmap_mode="r")
         funnel = _funnel(tasks, told, work / "parts", duplicates)
         if kept == len(duplicates):
             raise InputError(f"no document is left of what was read: {json.dumps(funnel)}; check source and clean")
-        merge = Merge(work / "parts", partial / "documents", told, duplicates)
+        merge = Merge(work / "parts", partial / "documents", told, work / "duplicates.npy")
         seconds["corpus"] = run_stage("corpus", [merge], len(merge.parts), work, workers, on_progress)
         clear_strays(partial)
         counts = {
@@ -145,7 +145,7 @@ class Merge(PipelineStep):  # type: ignore[misc]
     name, type = "corpus", "writer"
     counter: Any
 
-    def __init__(self, parts: Path, folder: Path, told: list[dict[str, Any]], duplicates: Any) -> None:
+    def __init__(self, parts: Path, folder: Path, told: list[dict[str, Any]], duplicates: Path) -> None:
         super().__init__()
         self.folder, self.duplicates = folder, duplicates
         self.parts: list[tuple[Path, int, int]] = []  # part file, number of its first document, documents
@@ -159,7 +159,8 @@ class Merge(PipelineStep):  # type: ignore[misc]
         """Write part `rank` of the corpus; yields nothing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path, start, documents = self.parts[rank]
-        low, high = np.searchsorted(self.duplicates, [start, start + documents])
+        duplicates = np.load(self.duplicates, mmap_mode="r")
+        low, high = np.searchsorted(duplicates, [start, start + documents])
         out = self.folder / part_name(rank)
         with self.counter.of(rank) as done:
             if low == high:
@@ -167,7 +168,7 @@ class Merge(PipelineStep):  # type: ignore[misc]
                     _link(path, beside)
             else:
                 table = parquet.read_table(path)
-                keep = np.delete(np.arange(documents), self.duplicates[low:high] - start)
+                keep = np.delete(np.arange(documents), duplicates[low:high] - start)
                 write_table(out, table.take(keep))
             done += (documents, 0)
         yield from ()

@@ -53,6 +53,8 @@ def buckets(documents: int) -> int:
     return max(1, -(-documents // BUCKET_DOCUMENTS))
 
 
-def read_duplicates(folder: Path) -> Any:
-    """Numbers of all duplicates, sorted: (n,) int64."""
-    return np.sort(np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))]))
+def merge_duplicates(folder: Path, out: Path) -> None:
+    """Write the numbers of all buckets' duplicates, sorted, to one file: (n,) int64."""
+    merged = np.sort(np.concatenate([np.empty(0, np.int64), *(np.load(path) for path in sorted(folder.glob("*.npy")))]))
+    with replacing(out) as beside, beside.open("wb") as file:
+        np.save(file, merged)

@@ -81,9 +81,9 @@ class Executor(LocalPipelineExecutor):  # type: ignore[misc]
         context = multiprocessing.get_context(method)
         workers = min(self.workers, len(waiting))
         logger.disable("datatrove")
-        with ProcessPoolExecutor(workers, context, initializer=_follow, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(self, os.getpid())) as pool:
             try:
-                pending: set[Future[Any]] = {pool.submit(self._run_for_rank, rank, 1) for rank in waiting}
+                pending: set[Future[Any]] = {pool.submit(_run_task, rank) for rank in waiting}
                 while pending:
                     done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
                     for future in done:
@@ -132,8 +132,18 @@ def run_stage(
     return time.monotonic() - start
 
 
-def _follow(parent: int) -> None:
-    """Make this worker end when the process that started it does, however that ended."""
+# In a worker: the stage it works for, handed over once.
+_stage: list[Executor] = []
+
+
+def _run_task(rank: int) -> None:
+    quiet = 1  # datatrove prints the log of local rank 0
+    _stage[0]._run_for_rank(rank, quiet)
+
+
+def _begin(stage: Executor, parent: int) -> None:
+    """Make this a worker of `stage` that ends when the process that started it does, however that ended."""
+    _stage[:] = [stage]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG

@@ -46,8 +46,7 @@ class Stream:
     @cached_property
     def documents(self) -> Ints:
         """The table, memory-mapped."""
-        loaded: Ints = np.load(self.table, mmap_mode="r")
-        return loaded
+        return np.memmap(self.table, np.int64, "r").reshape(-1, 3)
 
     def read(self, start: int, ids: NDArray[Any], lengths: NDArray[Any], maps: Maps) -> int:
         """Fill `ids` and `lengths` (n,) with the tokens from `start` on; the bytes of text before `start`."""
@@ -81,16 +80,19 @@ class Maps:
 
 def plan_stream(stems: list[Path], table: Path) -> Stream:
     """Lay encoded parts end to end; writes the stream's table."""
-    records = [np.fromfile(f"{stem}.records", np.int64).reshape(-1, 3) for stem in stems]
-    kept = [(stem, record) for stem, record in zip(stems, records, strict=True) if len(record)]
-    together = np.concatenate([record for _, record in kept] or [np.empty((0, 3), np.int64)])
-    lines = np.zeros((len(together) + 1, 3), np.int64)
-    lines[1:, 0], lines[1:, 1] = np.cumsum(together[:, 1]), np.cumsum(together[:, 2])
-    lines[:-1, 2] = together[:, 0]
+    kept, ends = [], [np.zeros(3, np.int64)]  # first token and first byte of the next document
     with replacing(table) as beside, beside.open("wb") as file:
-        np.save(file, lines)
-    edges = np.cumsum([0, *(len(record) for _, record in kept)])
-    return Stream(tuple(stem for stem, _ in kept), lines[edges, 0], lines[edges, 1], table)
+        for stem in stems:
+            records = np.fromfile(f"{stem}.records", np.int64).reshape(-1, 3)
+            if len(records):
+                number, sizes = records[:, 0], records[:, 1:]  # sizes in tokens and in bytes
+                lines = np.column_stack([ends[-1][:2] + np.cumsum(sizes, axis=0) - sizes, number])
+                file.write(lines.tobytes())
+                kept.append(stem)
+                ends.append(np.append(lines[-1, :2] + sizes[-1], 0))
+        file.write(ends[-1].tobytes())
+    edges = np.stack(ends)
+    return Stream(tuple(kept), edges[:, 0], edges[:, 1], table)
 
 
 @dataclass(frozen=True)
