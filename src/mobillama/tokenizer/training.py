@@ -78,7 +78,7 @@ def choose_alphabet(words: Counter[str], most: int) -> list[str]:
 def _learn_merges(words: Counter[str], alphabet: list[str], room: int) -> tuple[list[str], list[tuple[str, str]]]:
     """Pieces and merges in the order learned, for `room` pieces together with the alphabet."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit("\n")
     trainer = trainers.BpeTrainer(
         vocab_size=room, min_frequency=1, initial_alphabet=alphabet, max_token_length=LONGEST_PIECE, show_progress=False
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mobillama.tokenizer.vocabulary import SPACE
 
+Keys = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 Encode = Callable[[str], Sequence[int]]
 
 # Classes of UTF-8 bytes; a character above ASCII begins with a LEAD and ends with a REST byte.
@@ -46,7 +47,8 @@ def _classes() -> NDArray[np.uint8]:
 
 
 CLASS_OF = _classes()
-MASKS = np.array([(1 << 8 * size) - 1 for size in range(8)] + [(1 << 64) - 1] * 57, np.uint64)
+MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)  # the first `size` bytes of eight
+MIX_LENGTH, MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd multipliers of the hash
 TAKEN = np.arange(MOST_IDS) < np.arange(MOST_IDS + 1)[:, None]  # (count, position) -> whether an id stands there
 
 
@@ -91,8 +93,9 @@ class Parts(dict[bytes, bytes]):
 class Words:
     """Encodes UTF-8 text with plain spaces by its parts.
 
-    A row of the table holds a part's first 8 bytes, its other bytes and length, and its ids with their number; a part
-    has one slot, and the last one to need it has it. What the table has not, the dictionary behind it finds.
+    A row of the table holds a part's key, its ids and their number; a part
+    has one slot, and the last one to need it has it. What the table has not, the dictionary behind it finds. One thread
+    encodes at a time.
     """
 
     def __init__(self, products: Iterable[str], encode: Encode, dtype: np.dtype[Any]) -> None:
@@ -100,6 +103,7 @@ class Words:
         self._dtype = dtype
         self._known = Parts(encode, "H" if dtype.itemsize == 2 else "I")
         self._table = np.zeros((1 << SLOTS_LOG2, 2 + (MOST_IDS + 1) * dtype.itemsize // 8), np.uint64)
+        self._counts = {count * dtype.itemsize: np.array(count, dtype).tobytes() for count in range(MOST_IDS + 1)}
         self._lock = threading.Lock()
 
     def encode(self, data: bytes) -> NDArray[Any]:
@@ -134,11 +138,11 @@ class Words:
         inner = np.flatnonzero(self._cuts[classes[:-1] * CLASSES + classes[1:]]) + 1
         edges = np.concatenate(([0], inner, [len(block)]))
         starts, sizes = edges[:-1], np.diff(edges)
-        first, second = self._keys(text, starts, sizes)  # (W,), (W,)
-        slots = _slots(first, second)
-        rows = self._table.take(slots, axis=0)  # (W, 2 + id words)
-        missing = np.flatnonzero((rows[:, 0] != first) | (rows[:, 1] != second))
-        irregular = self._fill(block, edges, missing, rows, first, second, slots) if missing.size else []
+        keys = _keys(text, starts, sizes)
+        slots = _slots(keys)
+        rows = self._table.take(slots, axis=0)  # (W, 2 + words of ids)
+        missing = np.flatnonzero((rows[:, 0] != keys[0]) | (rows[:, 1] != keys[1]))
+        irregular = self._fill(block, edges, missing, rows, keys, slots) if missing.size else []
         cells = rows[:, 2:].view(self._dtype)  # (W, MOST_IDS + 1)
         counts = cells[:, MOST_IDS]
         ids = cells[:, :MOST_IDS][TAKEN[counts]]
@@ -153,63 +157,53 @@ class Words:
             at = end
         return [*parts, ids[at:]]
 
-    @staticmethod
-    def _keys(
-        text: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Two 64-bit words that stand for each part: its bytes and its length; alike only for equal parts.
-
-        Those of parts longer than LONGEST equal no part's in the table, as their length differs.
-        """
-        eights = np.ndarray((len(text) - 7,), "<u8", text.data, strides=(1,)).copy()  # the 8 bytes from each byte on
-        first = eights[starts] & MASKS[np.minimum(sizes, 8)]
-        second = eights[starts + np.minimum(sizes, 8)] & MASKS[np.clip(sizes - 8, 0, 7)]
-        return first, second | np.minimum(sizes, 255).astype(np.uint64) << np.uint64(56)
-
     def _fill(
         self,
         block: bytes,
         edges: NDArray[np.int64],
         missing: NDArray[np.int64],
         rows: NDArray[np.uint64],
-        first: NDArray[np.uint64],
-        second: NDArray[np.uint64],
+        keys: Keys,
         slots: NDArray[np.int64],
     ) -> list[tuple[int, bytes]]:
-        """Look up the parts that the table has not; those that fit go into rows and table, the others are returned."""
+        """Look up the parts that the table has not: those that fit go into rows and table, the others are returned."""
         bounds = zip(missing.tolist(), edges[missing].tolist(), edges[missing + 1].tolist(), strict=True)
-        fits, cells, irregular = [], [], []
-        item = self._dtype.itemsize
-        known, most, order = self._known, MOST_IDS * item, np.dtype(self._dtype).newbyteorder("=")
-        counts = [np.array(count, order).tobytes() for count in range(MOST_IDS + 1)]
+        known, most = self._known, MOST_IDS * self._dtype.itemsize
+        fitting: list[int] = []
+        cells: list[bytes] = []
+        irregular: list[tuple[int, bytes]] = []
         for word, start, end in bounds:
             ids = known[block[start:end]]
             if end - start <= LONGEST and len(ids) <= most:
-                fits.append(word)
-                cells.append(ids.ljust(most, b"\0") + counts[len(ids) // item])
+                fitting.append(word)
+                cells += (ids.ljust(most, b"\0"), self._counts[len(ids)])
             else:
                 irregular.append((word, ids))
-        if fits:
-            new = np.concatenate(
-                (
-                    first[fits, None],
-                    second[fits, None],
-                    np.frombuffer(b"".join(cells), np.uint64).reshape(len(fits), -1),
-                ),
-                axis=1,
-            )
-            rows[fits] = new
-            self._table[slots[fits]] = new
-        for word, _ in irregular:
-            rows[word] = 0
+        rows[missing] = 0  # no ids
+        if fitting:
+            new = np.empty((len(fitting), rows.shape[1]), np.uint64)
+            new[:, 0], new[:, 1] = keys[0][fitting], keys[1][fitting]
+            new[:, 2:] = np.frombuffer(b"".join(cells), np.uint64).reshape(len(fitting), -1)
+            rows[fitting] = new
+            self._table[slots[fitting]] = new
         return irregular
 
 
-def _slots(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The slot of each part: a multiplicative hash of both words."""
-    mixed = (first ^ (second >> np.uint64(29)) ^ (second * np.uint64(0x9E3779B97F4A7C15))) * np.uint64(
-        0xD6E8FEB86659FD93
-    )
-    return ((mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(64 - SLOTS_LOG2)).astype(
-        np.int64
-    )
+def _keys(text: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Keys:
+    """Two 64-bit words for each part, (W,) each: its first 8 bytes; the next 7 and its length, at most 255.
+
+    Parts of at most LONGEST bytes have equal keys only if they are equal; longer ones equal none of those.
+    """
+    eights = np.ndarray((len(text) - 7,), "<u8", text.data, strides=(1,)).copy()  # the 8 bytes from each byte on
+    heads = np.minimum(sizes, 8)
+    first = eights[starts] & MASKS[heads]
+    second = eights[starts + heads] & MASKS[np.clip(sizes - 8, 0, 7)]
+    return first, second | (np.minimum(sizes, 255).astype(np.uint64) << np.uint64(56))
+
+
+def _slots(keys: Keys) -> NDArray[np.int64]:
+    """The slot of each part (W,): a multiplicative hash of both words of its key."""
+    first, second = keys
+    mixed: NDArray[np.uint64] = (first ^ (second >> np.uint64(29)) ^ (second * MIX_LENGTH)) * MIX
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * MIX
+    return (mixed >> np.uint64(64 - SLOTS_LOG2)).astype(np.int64)
