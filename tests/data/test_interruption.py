@@ -131,15 +131,16 @@ def _alive(group: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_workers_end_when_their_build_is_killed(corpora: Path, built: Path, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_when_their_build_is_killed_or_interrupted(built: Path, tmp_path: Path, number: int):
     write_jsonl(tmp_path / "raw" / "long.jsonl", make_documents("long", 2000))
     command = arguments(tmp_path / "shards", tmp_path / "raw", built / "tokenizer")
-    running = subprocess.Popen(command, start_new_session=True)
+    running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("*.work/clean")):
         time.sleep(0.01)
     time.sleep(0.1)
-    running.kill()
-    running.wait()
+    running.send_signal(number)
+    assert running.wait(20) != 0
     deadline = time.monotonic() + 5
     while _alive(running.pid):
         assert time.monotonic() < deadline, "a worker outlived its build"
