@@ -38,6 +38,7 @@ class Piece:
 Names = dict[int, tuple[str, int | bytes]]
 
 MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
+MESSAGES = {1: "pieces", 2: "trainer settings", 3: "normalizer settings"}
 # Message and field number -> (name, default), for the settings that decide how a model encodes.
 TRAINER_FIELDS: Names = {3: ("model_type", 1), 24: ("treat_whitespace_as_suffix", 0), 35: ("byte_fallback", 0)}
 NORMALIZER_FIELDS: Names = {
@@ -66,8 +67,10 @@ def read_model(path: Path) -> SentencePieceModel:
     pieces: list[Piece] = []
     trainer = dict(TRAINER_FIELDS.values())
     normalizer = dict(NORMALIZER_FIELDS.values())
+    seen = set()
     try:
         for number, value in _fields(data):
+            seen.add(number)
             if number == 1:
                 pieces.append(_piece(_bytes(value)))
             elif number == 2:
@@ -78,9 +81,10 @@ def read_model(path: Path) -> SentencePieceModel:
         raise DamagedFileError(
             f"{path} ({len(data)} bytes) is not a whole SentencePiece model: {error}; restore the file"
         ) from None
-    if not pieces:
+    if missing := [name for number, name in MESSAGES.items() if number not in seen]:
         raise DamagedFileError(
-            f"{path} ({len(data)} bytes) holds no pieces; expected a SentencePiece model: restore the file"
+            f"{path} ({len(data)} bytes) holds no {' and no '.join(missing)}; expected a whole SentencePiece model: "
+            "restore the file"
         )
     _check(path, pieces, {**trainer, **normalizer})
     return SentencePieceModel(pieces, bool(normalizer["add_dummy_prefix"]))
