@@ -108,11 +108,15 @@ def test_missing_data_names_the_setting_and_the_variable(tmp_path):
     import os
 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MOBILLAMA_")}
-    done = run("data", "build", "mini-amber", "--out", str(tmp_path / "shards"), env=environment)
-    assert done.returncode == 2, done.stderr
-    assert "source.root" in done.stderr
-    assert "MOBILLAMA_CORPORA" in done.stderr
-    assert not (tmp_path / "shards").exists()
+    for settings, field, variable in (
+        ([], "tokenizer.root", "MOBILLAMA_TOKENIZER"),
+        (["--set", "tokenizer.train_vocab_size=512"], "source.root", "MOBILLAMA_CORPORA"),
+    ):
+        done = run("data", "build", "mini-amber", "--out", str(tmp_path / "shards"), *settings, env=environment)
+        assert done.returncode == 2, done.stderr
+        assert field in done.stderr
+        assert variable in done.stderr
+        assert not (tmp_path / "shards").exists()
 
 
 def test_a_missing_library_names_the_extra(monkeypatch, capsys):
