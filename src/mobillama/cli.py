@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import mobillama
-from mobillama.errors import InputError, MobillamaError, missing_extra
+from mobillama.errors import InputError, MissingExtraError, MobillamaError, missing_extra
 
 if TYPE_CHECKING:
     from mobillama.config import Section
@@ -286,7 +286,19 @@ def train(
     shards = data or shards_of(resolved, workers)
     out = out or Path("artefacts/runs") / resolved.name
     result = loop.train(resolved, shards, out)
-    show(result, as_json, f"{out}\nmodel {out / 'model'}")
+    page = write_page(out)
+    show({**result, "page": page}, as_json, f"{out}\nmodel {out / 'model'}" + (f"\npage {page}" if page else ""))
+
+
+def write_page(run: Path) -> str | None:
+    """The page of a run, or None (and a word on stderr) where the library that pages need is not installed."""
+    from mobillama.report.page import write_run_page
+
+    try:
+        return str(write_run_page(run, run / "index.html"))
+    except MissingExtraError as error:
+        print(f"no page was written: {error}", file=sys.stderr)
+        return None
 
 
 def shards_of(recipe: Any, workers: int) -> Path:
