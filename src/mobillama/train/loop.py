@@ -6,6 +6,7 @@ and, at the end, model/. Recipe after the paper's section 4.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -87,7 +88,8 @@ def _train(
             session.resume(newest, changed)
         else:
             session.begin()
-        take_steps(session, asked, on_progress)
+        with contextlib.closing(Curves(out / "tensorboard", after=session.step)) as curves:
+            take_steps(session, curves, asked, on_progress)
         if session.step == steps:
             session.finish()
         else:
@@ -95,10 +97,9 @@ def _train(
         return session.summary()
 
 
-def take_steps(session: Session, asked: Interruption, on_progress: OnProgress | None) -> None:
+def take_steps(session: Session, curves: Curves, asked: Interruption, on_progress: OnProgress | None) -> None:
     """Every step that is left, each with its line in the ledger; asked to stop, the last one is saved."""
     config, shards, steps = session.config, session.shards, session.steps
-    curves = Curves(session.folder / "tensorboard", after=session.step)
     for step in range(session.step + 1, steps + 1):
         started = time.monotonic()
         ids = row_ids(config.seed, step, config.rows_per_step, shards.chunk_rows)  # (rows_per_step,)
@@ -129,7 +130,6 @@ def take_steps(session: Session, asked: Interruption, on_progress: OnProgress | 
             session.save()
         if leaving:
             break
-    curves.close()
 
 
 def accumulate(trainer: TrainStep, rows: NDArray[np.int64], batch: int) -> float:
