@@ -78,6 +78,12 @@ def test_legend_names_every_series_but_the_faint_ones() -> None:
     assert "raw" not in [text.text for text in texts]
 
 
+def test_long_tick_labels_keep_clear_of_the_axis_label() -> None:
+    root = draw([Line("lr", [(0.0, 0.00021), (1.0, 0.00022)])])
+    ticks = [t for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "end"]
+    assert ticks and all(float(t.attrib["x"]) - 6.6 * len(str(t.text)) > 14 for t in ticks)
+
+
 def test_title_and_description_say_what_is_seen() -> None:
     root = draw([Line("loss", [(0.0, 8.0), (1.0, 4.5)])])
     assert root.find(f"{SVG}title").text == "t <&>"  # type: ignore[union-attr]

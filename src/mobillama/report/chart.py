@@ -117,6 +117,8 @@ def draw_lines(
     """
     lines = [Line(line.name, finite(line.points), line.series, line.style) for line in lines]
     legend = [line for line in lines if line.style != "faint"]
+    if len(legend) == 1:
+        legend = []  # title and axis say what a single line is
     rows = _legend_rows(legend, width)
     top = (TITLE if standalone else 8) + LEGEND_ROW * len(rows) + 10
     frame = _Frame(lines, levels, width, height, top) if any(line.points for line in lines) else None
@@ -150,7 +152,9 @@ class _Frame:
         ys = [y for line in lines for _, y in line.points]
         ys += [level.value for level in levels if math.isfinite(level.value)]
         self.x_ticks, self.y_ticks = choose_ticks(min(xs), max(xs), 8), choose_ticks(min(ys), max(ys))
-        self.left, self.right, self.top, self.bottom = LEFT, width - RIGHT, top, height - BOTTOM
+        longest = max(len(format_tick(tick)) for tick in self.y_ticks)
+        self.left, self.right = max(LEFT, 30 + CHARACTER * longest), width - RIGHT
+        self.top, self.bottom = top, height - BOTTOM
 
     def x(self, value: float) -> float:
         low, high = self.x_ticks[0], self.x_ticks[-1]
