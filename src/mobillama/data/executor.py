@@ -144,6 +144,7 @@ def _run_task(rank: int) -> None:
 def _begin(stage: Executor, parent: int) -> None:
     """Make this a worker of `stage` that ends when the process that started it does, however that ended."""
     _stage[:] = [stage]
+    logger.disable("datatrove")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG
