@@ -28,6 +28,7 @@ PALETTE = {
     "series-3": "#8a4fc2",
 }
 SERIES = sum(name.startswith("series-") for name in PALETTE)
+FLAT = 1e-9  # a range this small beside its values is drawn as a flat line in the middle
 CHARACTER = 6.6  # mean width in pixels of a 12-pixel sans-serif character, for legend spacing
 LEFT, RIGHT, BOTTOM, TITLE, LEGEND_ROW = 58, 18, 46, 24, 20
 
@@ -58,8 +59,9 @@ def choose_ticks(low: float, high: float, count: int = 6) -> list[float]:
     """
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
         raise InputError(f"an axis from {low} to {high} cannot be drawn; give finite values, the smaller first")
-    if high == low:
-        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    if high - low <= max(FLAT * max(abs(low), abs(high)), 1e-300):
+        room = 0.5 * max(abs(low), abs(high))
+        low, high = (low - room, high + room) if room > 1e-300 else (-0.5, 0.5)
     rough = (high - low) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
