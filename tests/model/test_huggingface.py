@@ -131,6 +131,9 @@ def test_registered_classes_load_and_save_with_each_ffn_once(tmp_path: Path, cha
     assert type(twin).__module__ == "mobillama.model.modeling_mobillama"
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+    # What device maps, quantisers and sharding ask before they move or copy a tensor.
+    named_again = set(twin.state_dict()) - {name for name, _ in twin.named_parameters()}
+    assert set(twin.all_tied_weights_keys) == named_again
     ids = random_ids(seed, 2, 9)
     with torch.no_grad():
         torch.testing.assert_close(twin(ids).logits, model(ids), atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from twins import dense_twin, llama_twin, new_seed, random_ids, tiny_model
 
 from mobillama.errors import InputError
-from mobillama.model.transformer import KVCache, RMSNorm, Transformer
+from mobillama.model.transformer import KVCache, RMSNorm, Transformer, locate
 
 SHAPES = [
     pytest.param({"num_ffn_blocks": 0}, False, id="dense"),
@@ -88,6 +88,27 @@ def test_left_padded_batch_equals_single(pad: int) -> None:
     for row, text in enumerate(texts):
         torch.testing.assert_close(batched[row, -len(text) :], model(text[None])[0], atol=1e-4, rtol=0)
     assert batched.isfinite().all(), "positions of padding must stay finite"
+
+
+@torch.no_grad()
+def test_padding_anywhere_changes_nothing() -> None:
+    """Padding between tokens too: positions count text alone."""
+    seed = new_seed()
+    model = tiny_model(seed)
+    text = random_ids(seed, 1, 7)
+    mask = torch.tensor([[False, True, True, False, False, True, False, True, True, True, True, False]])
+    ids = torch.full_like(mask, 5, dtype=torch.long).masked_scatter(mask, text)
+    torch.testing.assert_close(model(ids, attention_mask=mask)[mask], model(text)[0], atol=1e-4, rtol=0)
+
+
+def test_no_position_sees_nothing() -> None:
+    """Attention over nothing is not a number on some machines: padding must see itself."""
+    mask = torch.tensor([[False, False, True, True], [False, False, False, False], [True, True, False, False]])
+    for past in (0, 2):
+        _, seen = locate(torch.zeros(3, 4 - past, dtype=torch.long), past, mask)
+        assert seen is not None
+        assert seen.any(-1).all()
+        assert not seen[0, 0, -1, :2].any(), "text must not see padding"
 
 
 @torch.no_grad()
