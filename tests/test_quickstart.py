@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,8 @@ def test_interrupted_quickstart_goes_on_to_the_same_weights(
 ) -> None:
     whole = built[0]
     out = tmp_path / "out"
+    for name in ("shards", "shards-corpus"):
+        shutil.copytree(whole / name, out / name)
     train_model = quickstart.train_model
 
     def stop_at_dense(recipe: TrainRecipe, out: Path, name: str) -> None:
@@ -152,7 +155,7 @@ def test_interrupted_quickstart_goes_on_to_the_same_weights(
     result = quickstart.run(out, chain)
     assert result["reused"] == ["shards", "shared"]
     assert manifest.read(out / "shared" / "model").circumstance == shared, "not trained again"
-    for name in ("shards", "shared/model", "dense/model"):
+    for name in ("shared/model", "dense/model"):
         assert manifest.read(out / name).digest() == manifest.read(whole / name).digest()
 
 
