@@ -38,10 +38,10 @@ def tiny_recipe(name: str, layers: int, ffn_blocks: int, **train: Any) -> TrainR
     settings = {
         "steps": STEPS,
         "rows_per_step": 4,
-        "micro_batch_rows": 2,
+        "micro_batch_rows": 4,
         "learning_rate": 1e-2,
         "warmup_steps": 1,
-        "validate_every": 2,
+        "validate_every": 4,
         "checkpoint_every": 2,
         "compile": False,
         "threads": 1,
@@ -55,7 +55,7 @@ def chain() -> quickstart.Chain:
     data = {
         "source": {"kind": "folder", "root": str(Path(mobillama.__file__).parent / "data")},
         "tokenizer": {"train_vocab_size": 512},
-        "pack": {"seq_len": 32, "chunks": 2, "validation_share": 0.2},
+        "pack": {"seq_len": 32, "chunks": 2, "validation_share": 0.1},
     }
     return quickstart.Chain(
         resolve(DataRecipe, data, "tiny"),

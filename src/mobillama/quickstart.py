@@ -269,6 +269,8 @@ def _import_libraries() -> float:
     """Load what the stages need, so that its time is seen apart; seconds."""
     started = time.monotonic()
     say("loading libraries")
+    import torch._dynamo  # noqa: F401  (else the first optimizer would load it)
+
     import mobillama.data.build
     import mobillama.train.loop  # noqa: F401
 
