@@ -133,9 +133,9 @@ def draw_lines(
         parts.append(_text(width / 2, height / 2, "no points yet", anchor="middle", standalone=standalone))
     else:
         parts += frame.draw_axes(x_label, y_label, standalone)
-        parts += [frame.draw_level(level, standalone) for level in levels if math.isfinite(level.value)]
         order = sorted(lines, key=lambda line: line.style != "faint")
         parts += [frame.draw_line(line, standalone) for line in order if line.points]
+        parts += [frame.draw_level(level, standalone) for level in levels if math.isfinite(level.value)]
     space = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     font = ' font-family="system-ui, sans-serif"'
     return f'<svg{space} role="img" viewBox="0 0 {width} {height}"{font}>{"".join(parts)}</svg>'
@@ -153,14 +153,16 @@ class _Frame:
         xs = [x for line in lines for x, _ in line.points]
         ys = [y for line in lines for _, y in line.points]
         ys += [level.value for level in levels if math.isfinite(level.value)]
-        self.x_ticks, self.y_ticks = choose_ticks(min(xs), max(xs), 8), choose_ticks(min(ys), max(ys))
+        x_ticks, self.y_ticks = choose_ticks(min(xs), max(xs), 8), choose_ticks(min(ys), max(ys))
+        # A curve may end between two ticks: the axis ends with it.
+        self.x_low, self.x_high = x_ticks[0], max(xs) if max(xs) > min(xs) else x_ticks[-1]
+        self.x_ticks = [tick for tick in x_ticks if tick <= self.x_high]
         longest = max(len(format_tick(tick)) for tick in self.y_ticks)
         self.left, self.right = max(LEFT, 30 + CHARACTER * longest), width - RIGHT
         self.top, self.bottom = top, height - BOTTOM
 
     def x(self, value: float) -> float:
-        low, high = self.x_ticks[0], self.x_ticks[-1]
-        return self.left + (value - low) / (high - low) * (self.right - self.left)
+        return self.left + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
         low, high = self.y_ticks[0], self.y_ticks[-1]
@@ -186,7 +188,9 @@ class _Frame:
     def draw_level(self, level: Level, standalone: bool) -> str:
         y, stroke = self.y(level.value), _paint("stroke", "muted", standalone)
         rule = f'<line x1="{self.left}" y1="{y:.1f}" x2="{self.right}" y2="{y:.1f}" stroke-dasharray="5 4" {stroke}/>'
-        return rule + _text(self.right - 4, y - 5, level.name, "end", standalone=standalone)
+        # A rim in the colour of the plate keeps the name readable over the curves.
+        rim = f'<g paint-order="stroke" stroke-width="4" {_paint("stroke", "plate", standalone)}>'
+        return f"{rule}{rim}{_text(self.right - 4, y - 5, level.name, 'end', standalone=standalone)}</g>"
 
     def draw_line(self, line: Line, standalone: bool) -> str:
         colour = _colour(line)
