@@ -6,12 +6,14 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import mobillama
 from mobillama import manifest, quickstart
@@ -48,6 +50,15 @@ def tiny_recipe(name: str, layers: int, ffn_blocks: int, **train: Any) -> TrainR
         **train,
     }
     return resolve(TrainRecipe, {"name": name, "model": model, "train": settings}, name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for each other on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
