@@ -1,9 +1,9 @@
 """The command line: quick to start, clear when wrong, machine-readable when asked."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,12 +31,13 @@ def test_help_is_quick_and_does_not_import_torch():
     )
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
     assert "quickstart" in done.stdout
-    # The best of five, because other tests share the machine.
+    # Processor time, the best of five: other tests share the machine.
     assert min(seconds) < 0.5, seconds
 
 

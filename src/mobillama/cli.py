@@ -287,7 +287,10 @@ def train(
     out = out or Path("artefacts/runs") / resolved.name
     result = loop.train(resolved, shards, out)
     page = write_page(out)
-    show({**result, "page": page}, as_json, f"{out}\nmodel {out / 'model'}" + (f"\npage {page}" if page else ""))
+    lines = [str(out), f"model {result['model']}" if result["finished"] else "", f"page {page}" if page else ""]
+    show({**result, "page": page}, as_json, "\n".join(filter(None, lines)))
+    if not result["finished"]:
+        raise typer.Exit(130)
 
 
 def write_page(run: Path) -> str | None:
