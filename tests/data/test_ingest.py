@@ -106,7 +106,7 @@ def test_this_python_installation_is_text():
     assert "assert" in by_id["reference/assert"].text
     numpy = next(d for d in found["packages"] if d.id.startswith("packages/numpy-"))
     assert "array" in numpy.text
-    assert numpy.metadata["url"].startswith("https://pypi.org/project/numpy/")
+    assert numpy.metadata["url"].startswith("pkg:pypi/numpy@")
     assert all(d.metadata["license"] == "PSF-2.0" for d in found["stdlib"])
     assert any("def " in d.text for d in found["stdlib"])
 

@@ -144,7 +144,7 @@ def _packages(task: Task) -> Iterator[Document]:
         name, text = about["Name"], about.get_payload() or about["Description"] or ""  # type: ignore[attr-defined]
         record = {
             "id": f"{task.subset}/{name}-{about['Version']}",
-            "url": f"{task.url}{name}/{about['Version']}/",
+            "url": f"{task.url}{name.lower()}@{about['Version']}",
             "license": about["License-Expression"] or (about["License"] or "").partition("\n")[0][:80],
         }
         yield _document(task, f"{name}/METADATA", number, str(text), record, 0)

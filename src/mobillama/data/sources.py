@@ -126,7 +126,7 @@ def _installation(source: SourceConfig) -> list[Task]:
             url = f"https://docs.python.org/{version}/reference/"
             found[subset] = [Task(subset, "reference", (), (), url, licence)]
         elif subset == "packages":
-            found[subset] = [Task(subset, "packages", (), (), "https://pypi.org/project/", "")]
+            found[subset] = [Task(subset, "packages", (), (), "pkg:pypi/", "")]
         else:
             found[subset] = _runs(subset, site, _python_files(site, source.max_bytes), "", "LicenseRef-see-package")
     return [task for subset in source.subsets or subsets for task in found[subset]]
