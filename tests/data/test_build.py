@@ -244,8 +244,13 @@ def test_a_tokenizer_is_trained_on_the_corpus_where_the_recipe_says_so(corpora: 
 
 def test_what_is_there_is_not_built_over(corpora: Path, built: Path, build: Callable[..., Path], tmp_path: Path):
     out = build(corpora)
-    with pytest.raises(InputError, match="exists already"):
-        build(corpora)
+    sealed, work = manifest.read(out), out.with_name(out.name + ".work")
+    work.mkdir()  # as a kill after sealing leaves it
+    assert build(corpora) == out
+    assert manifest.read(out) == sealed
+    assert not work.exists()
+    with pytest.raises(InputError, match="exists already, built from another recipe"):
+        build(corpora, seq_len=16)
     shutil.rmtree(out)
     with pytest.raises(InputError, match="another source or clean recipe"):
         build(corpora, min_characters=60)

@@ -21,7 +21,7 @@ from mobillama.errors import InputError, missing_extra
 
 try:
     from mobillama.data.chunk import Header
-    from mobillama.data.corpus import build_corpus, clear_strays, work_folder
+    from mobillama.data.corpus import build_corpus, clear_strays, drop_work, work_folder
     from mobillama.data.display import Display
     from mobillama.data.encode import SPLITS, Encode, TrainTokenizer, load_tokenizer
     from mobillama.data.executor import OnProgress, run_stage
@@ -45,11 +45,12 @@ def build_shards(
 
     `workers` 0 = all cores. `tokenizer` takes the place of the recipe's. Without `on_progress`, progress is shown on
     stderr. Errors: InputError for input that cannot be used (with file and line), DamagedFileError for files cut
-    short, OSError for a full disk. After any of them, or a kill, the same call goes on.
+    short, OSError for a full disk. After any of them, or a kill, the same call goes on; shards of this recipe that are
+    finished are given back as they are.
     """
     workers = workers or cores()
     if out.exists():
-        raise InputError(f"{out} exists already; choose another --out or remove it")
+        return _finished(recipe, out, tokenizer)
     if on_progress is not None:
         return _build(recipe, out, workers, tokenizer, on_progress)
     display = Display()
@@ -57,6 +58,18 @@ def build_shards(
         return _build(recipe, out, workers, tokenizer, display)
     finally:
         display.close()
+
+
+def _finished(recipe: DataRecipe, out: Path, tokenizer: Tokenizer | None) -> manifest.Manifest:
+    """The shards at `out`, if they are this recipe's. Error: InputError if they are not."""
+    found = manifest.read(out, "shards")
+    if found.recipe != recipe.tree():
+        raise InputError(f"{out} exists already, built from another recipe; choose another --out or remove it")
+    given = _given_tokenizer(recipe, tokenizer)
+    if given is not None and given.digest not in [origin["digest"] for origin in found.made_from]:
+        raise InputError(f"{out} exists already, encoded with another tokenizer; choose another --out or remove it")
+    drop_work(out)
+    return found
 
 
 def _build(
@@ -98,7 +111,7 @@ def _build(
             counts=_counts(plan),
             circumstance={"seconds": seconds, "workers": workers},
         )
-    shutil.rmtree(work)
+    drop_work(out)
     return sealed
 
 

@@ -38,6 +38,7 @@ def build_corpus(
         found = manifest.read(out, "corpus")
         if found.recipe != settings:
             raise InputError(f"{out} was built from another source or clean recipe; remove it or choose another --out")
+        drop_work(out)
         return found
     tasks = list_tasks(recipe.source)
     with manifest.building(out) as partial:
@@ -71,7 +72,7 @@ def build_corpus(
             counts=counts,
             circumstance={"seconds": seconds},
         )
-    shutil.rmtree(work)
+    drop_work(out)
     return sealed
 
 
@@ -94,7 +95,7 @@ def part_name(number: int) -> str:
 
 def work_folder(out: Path, plan: dict[str, Any]) -> Path:
     """The folder for what is between the stages of a build. One left by another plan is thrown away."""
-    work, text = out.with_name(out.name + ".work"), json.dumps(plan, sort_keys=True).encode()
+    work, text = _work_path(out), json.dumps(plan, sort_keys=True).encode()
     if work.is_dir() and (not (work / "plan.json").is_file() or (work / "plan.json").read_bytes() != text):
         manifest.remove(work)
         shutil.rmtree(manifest.partial_path(out))
@@ -103,6 +104,15 @@ def work_folder(out: Path, plan: dict[str, Any]) -> Path:
     manifest.write_file(work / "plan.json", text)
     clear_strays(work)
     return work
+
+
+def drop_work(out: Path) -> None:
+    """Remove what a finished build no longer needs; a kill may have left it behind."""
+    shutil.rmtree(_work_path(out), ignore_errors=True)
+
+
+def _work_path(out: Path) -> Path:
+    return out.with_name(out.name + ".work")
 
 
 def clear_strays(folder: Path) -> None:
