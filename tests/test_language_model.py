@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,7 @@ TEXTS = [Path(json.__file__).read_text(encoding="utf-8"), Path(shutil.__file__).
 PROMPTS = ["def ", "import os\n", "for name in names:\n    print(name)", "\u00e4\u4f60 "]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small loses more by waiting for a second thread than it gains."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def shapes(tokenizer: Tokenizer, layers: int = 3) -> ModelConfig:

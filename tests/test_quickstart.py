@@ -6,14 +6,12 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import mobillama
 from mobillama import manifest, quickstart
@@ -52,13 +50,7 @@ def tiny_recipe(name: str, layers: int, ffn_blocks: int, **train: Any) -> TrainR
     return resolve(TrainRecipe, {"name": name, "model": model, "train": settings}, name)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for each other on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

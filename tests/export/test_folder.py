@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,7 @@ from mobillama.tokenizer.tokenizer import train
 IDS = [[1, 5, 9, 200, 3, 77], [4, 4, 8, 15, 16, 23]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work this small loses more by waiting for a second thread than it gains."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=[(1, False, torch.float32), (2, True, torch.float32), (4, False, torch.bfloat16)], ids=str)
