@@ -28,6 +28,18 @@ class MissingExtraError(MobillamaError, ImportError):
     """A library that this command needs is not installed."""
 
 
+class MissingLibraryError(MobillamaError, ImportError):
+    """The engine's library was not built, or is of another version than this package."""
+
+
+class OutOfMemoryError(MobillamaError, MemoryError):
+    """The system gives the engine no more memory."""
+
+
+class EngineError(MobillamaError, RuntimeError):
+    """The engine cannot carry out a call now: it was cancelled, or another thread is inside the same context."""
+
+
 def missing_extra(extra: str, error: ImportError) -> MissingExtraError:
     """The error for a library of `extra` that could not be imported."""
     return MissingExtraError(
