@@ -82,7 +82,7 @@ def make_logits(numbers: np.random.Generator, kind: int) -> np.ndarray:
         logits[numbers.integers(size)] += 40
     elif kind == 5:
         logits[numbers.random(size) < 0.5] = -np.inf
-        logits[numbers.integers(size)] = 1.0
+        logits[0] = 1.0  # else the first num_ids could hold nothing to choose
     elif kind == 6:
         logits = np.where(numbers.random(size) < 0.5, 3e38, -3e38)
     return logits.astype(np.float32)
