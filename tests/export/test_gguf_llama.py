@@ -1,0 +1,92 @@
+"""Law: a file of architecture llama computes what the model computes, by LLaMA's equations over neighbouring pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf_models import keys, save_sealed, small_model, tensors
+from numpy.typing import NDArray
+
+from mobillama.export.gguf_file import quantize_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IDS = [1, 5, 9, 200, 3, 77, 4, 4, 8, 415]
+Array = NDArray[np.float64]
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+
+def rotate_neighbours(x: Array, base: float) -> Array:
+    """x (tokens, heads, Dh): the pair (2j, 2j + 1) as a complex number times e^(i · position · base^(-2j / Dh))."""
+    tokens, _, size = x.shape
+    angles = np.arange(tokens)[:, None] * base ** (-np.arange(0, size, 2) / size)
+    pairs = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, None]
+    return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
+
+
+def llama_logits(weights: dict[str, Array], told: dict[str, Any], ids: list[int]) -> Array:
+    """Logits (tokens, vocabulary) from a llama file's tensors and keys alone."""
+    heads, groups = told["llama.attention.head_count"], told["llama.attention.head_count_kv"]
+    eps, base = told["llama.attention.layer_norm_rms_epsilon"], told["llama.rope.freq_base"]
+    x = weights["token_embd.weight"][ids]
+    hidden = np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
+    for layer in range(told["llama.block_count"]):
+        w = {name: weights[f"blk.{layer}.{name}.weight"] for name in (
+            "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"
+        )}  # fmt: skip
+        y = rms_norm(x, w["attn_norm"], eps)
+        q = rotate_neighbours((y @ w["attn_q"].T).reshape(len(ids), heads, -1), base)
+        k = rotate_neighbours((y @ w["attn_k"].T).reshape(len(ids), groups, -1), base)
+        v = (y @ w["attn_v"].T).reshape(len(ids), groups, -1)
+        k, v = (np.repeat(part, heads // groups, axis=1) for part in (k, v))
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1]) + hidden
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        attended = np.einsum("hqk,khd->qhd", scores / scores.sum(-1, keepdims=True), v)
+        x = x + attended.reshape(len(ids), -1) @ w["attn_output"].T
+        y = rms_norm(x, w["ffn_norm"], eps)
+        gate = y @ w["ffn_gate"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["ffn_up"].T)) @ w["ffn_down"].T
+    return (
+        rms_norm(x, weights["output_norm.weight"], eps) @ weights.get("output.weight", weights["token_embd.weight"]).T
+    )
+
+
+@pytest.mark.parametrize(
+    ("blocks", "groups", "tied"), [(1, 2, False), (2, 4, True), (4, 1, False)], ids=["shared", "grouped", "dense"]
+)
+def test_a_llama_file_computes_what_the_model_computes(tmp_path: Path, blocks: int, groups: int, tied: bool) -> None:
+    model = small_model(num_ffn_blocks=blocks, num_key_value_heads=groups, tie_word_embeddings=tied)
+    folder = save_sealed(tmp_path / "model", model)
+    quantize_model(folder, tmp_path / "out.gguf", "f32", architecture="llama")
+    weights = {name: tensor.astype(np.float64) for name, tensor in tensors(tmp_path / "out.gguf").items()}
+    with torch.no_grad():
+        expected = model.double()(torch.tensor([IDS]))[0].numpy()
+    found = llama_logits(weights, keys(tmp_path / "out.gguf"), IDS)
+    # Both in double precision; the file's base and epsilon are rounded to float32.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_llama_file_holds_the_ffn_under_every_layer_and_our_rows_interleaved(tmp_path: Path) -> None:
+    model = small_model(num_ffn_blocks=2)
+    folder = save_sealed(tmp_path / "model", model)
+    said = quantize_model(folder, tmp_path / "out.gguf", "f32", architecture="llama")
+    found, state = tensors(tmp_path / "out.gguf"), model.state_dict()
+    for layer in range(4):
+        expected = state[f"ffns.{layer // 2}.up_proj.weight"].numpy()
+        np.testing.assert_array_equal(found[f"blk.{layer}.ffn_up.weight"], expected)
+    assert said["weights"] == sum(tensor.size for tensor in found.values())
+    ours = state["layers.1.self_attn.k_proj.weight"].numpy()  # two heads of 16 rows
+    theirs = found["blk.1.attn_k.weight"]
+    for head in (0, 16):
+        np.testing.assert_array_equal(theirs[head : head + 16 : 2], ours[head : head + 8])
+        np.testing.assert_array_equal(theirs[head + 1 : head + 16 : 2], ours[head + 8 : head + 16])
+    np.testing.assert_array_equal(found["blk.1.attn_v.weight"], state["layers.1.self_attn.v_proj.weight"].numpy())
+    told = keys(tmp_path / "out.gguf")
+    assert (told["general.architecture"], told["llama.attention.head_count_kv"]) == ("llama", 2)
