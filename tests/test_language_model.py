@@ -19,7 +19,8 @@ import torch
 import mobillama
 from mobillama.config import ModelConfig
 from mobillama.errors import InputError
-from mobillama.language_model import ContextWarning, LanguageModel
+from mobillama.generation.text import ContextWarning
+from mobillama.language_model import LanguageModel
 from mobillama.model.initialise import build_model
 from mobillama.model.weights import disk_name, save_model
 from mobillama.tokenizer.tokenizer import Tokenizer, train

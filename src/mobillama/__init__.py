@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mobillama.data.shards import read_shards as read_shards
     from mobillama.language_model import LanguageModel as LanguageModel
-    from mobillama.language_model import load as load
+    from mobillama.loading import load as load
     from mobillama.train.ledger import read_ledger as read_ledger
 
 _WHERE = {
-    "load": "mobillama.language_model",
+    "load": "mobillama.loading",
     "LanguageModel": "mobillama.language_model",
     "read_shards": "mobillama.data.shards",
     "read_ledger": "mobillama.train.ledger",

@@ -373,7 +373,8 @@ def generate(
     texts = prompt_file.read_text(encoding="utf-8").splitlines() if prompt_file else list(prompts or [])
     if not texts:
         raise InputError("no prompt; give one after the model, or --prompt-file FILE with one a line")
-    from mobillama.language_model import ContextWarning, load
+    from mobillama.generation.text import ContextWarning
+    from mobillama.loading import load
 
     loaded = load(model, device=device, dtype=dtype)
     settings: dict[str, Any] = {

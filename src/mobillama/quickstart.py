@@ -212,7 +212,7 @@ def write_samples(out: Path, names: Sequence[str]) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["models"] == digests and (found["prompts"], found["settings"]) == (list(PROMPTS), SAMPLING):
             return dict(found)
-    from mobillama.language_model import load
+    from mobillama.loading import load
 
     started = time.monotonic()
     texts = {name: load(out / name / "model").generate(list(PROMPTS), **SAMPLING) for name in names}

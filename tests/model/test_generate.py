@@ -8,9 +8,9 @@ import torch
 
 from mobillama.config import ModelConfig
 from mobillama.errors import InputError
+from mobillama.generation.sampling import Settings, choose
 from mobillama.model.generate import generate
 from mobillama.model.initialise import build_model
-from mobillama.model.sampling import Settings, choose
 from mobillama.model.transformer import Transformer
 
 V = 97

@@ -3,28 +3,25 @@
 Each prompt is read once, its keys and values kept in a cache made once for the whole run; a step then computes one
 position a sequence, and logits of that position alone. Prompts of unequal length are padded on the left under a true
 attention mask, so a sequence in a batch gets what it gets alone (up to the rounding of larger matrix products). How a
-token is chosen: sampling.py. Text, streaming and stop strings: mobillama.language_model.
+token is chosen, how sequences end, text: mobillama.generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mobillama.model.ids import check_prompts
-from mobillama.model.sampling import Settings, choose
+from mobillama.generation import sequences
+from mobillama.generation.sampling import Settings, choose
 from mobillama.model.transformer import KVCache, Transformer
 
 # B sequences, W width of the padded prompts, S positions so far, V vocab_size
 
 Logits = npt.NDArray[np.float32]
-
-Ending = Literal["eos", "length", "context", "stop"]
 
 FILLER = 0  # id fed where a sequence has no text; the mask hides it
 
@@ -38,29 +35,16 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], settings: Set
     return Generation(model, prompts, settings)
 
 
-class Generation(Iterator[list[int | None]]):
-    """A running generation. `endings` says why each sequence ended (None: it has not).
-
-    eos: the model ended it. length: `max_new_tokens` reached. context: prompt and text fill the model's context.
-    stop: `end` was called.
-    """
+class Generation(sequences.Generation):
+    """A running generation of a Transformer."""
 
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], settings: Settings) -> None:
-        check_prompts(prompts, model.config.vocab_size, model.config.max_position_embeddings)
+        config = model.config
+        super().__init__(prompts, settings, vocab_size=config.vocab_size, context_length=config.max_position_embeddings)
         self.model = model
-        self.settings = settings
-        self.endings: list[Ending | None] = [None] * len(prompts)
-        self._lengths = [len(prompt) for prompt in prompts]
-        self._produced = [0] * len(prompts)
         self._seen = self._mark_seen(prompts) if settings.repetition_penalty != 1 else None  # (B, V)
         self._ids, self._mask = self._pad(prompts)  # (B, W), (B, W + room) or None
         self._cache: KVCache | None = None
-        for index in range(len(prompts)):
-            self._end_if_full(index)
-
-    def end(self, index: int) -> None:
-        """Let sequence `index` go no further (a stop string was found in its text)."""
-        self.endings[index] = "stop"
 
     def __next__(self) -> list[int | None]:
         if None not in self.endings:
@@ -78,22 +62,10 @@ class Generation(Iterator[list[int | None]]):
     def _choose(self, index: int, logits: Logits) -> int | None:
         """The next id of one sequence, with its bookkeeping; None if it is the end-of-text id."""
         seen = None if self._seen is None else self._seen[index]
-        token = choose(logits, seen, self.settings, self._lengths[index])
-        if token == self.settings.eos_id:
-            self.endings[index] = "eos"
-            return None
-        if seen is not None:
+        token = self._accept(index, choose(logits, seen, self.settings, self._lengths[index]))
+        if seen is not None and token is not None:
             seen[token] = True
-        self._lengths[index] += 1
-        self._produced[index] += 1
-        self._end_if_full(index)
         return token
-
-    def _end_if_full(self, index: int) -> None:
-        if self._produced[index] >= self.settings.max_new_tokens:
-            self.endings[index] = "length"
-        elif self._lengths[index] >= self.model.config.max_position_embeddings:
-            self.endings[index] = "context"
 
     @torch.inference_mode()
     def _read(self, ids: Tensor) -> Logits:
@@ -111,11 +83,6 @@ class Generation(Iterator[list[int | None]]):
         logits = self.model(ids.to(weight.device), attention_mask=mask, cache=self._cache, last_only=True)
         last: Logits = logits[:, -1].float().cpu().numpy()
         return last
-
-    def _room(self) -> int:
-        """The most positions that any sequence can still be given."""
-        context = self.model.config.max_position_embeddings
-        return max(min(self.settings.max_new_tokens, context - length) for length in self._lengths)
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """Ids (B, W) with filler on the left, and the mask (B, W + room) of what is text; None if nothing is filler."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,21 +34,3 @@ def as_rows(ids: Any, vocab_size: int, context: int) -> Tensor:
             " tokenizer that belongs to the model"
         )
     return torch.from_numpy(table.astype(np.int64))
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, context: int) -> None:
-    """Raise InputError naming the first prompt that cannot be continued, and why."""
-    if not prompts:
-        raise InputError("no prompt was given; expected at least one list of token ids")
-    for index, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise InputError(f"prompt {index} is empty; expected at least one token (or start it with <s>: bos=True)")
-        if len(prompt) > context:
-            raise InputError(
-                f"prompt {index} has {len(prompt)} tokens; the model's context holds {context}: shorten the prompt"
-            )
-        if outside := [token for token in prompt if not 0 <= token < vocab_size]:
-            raise InputError(
-                f"prompt {index} holds the id {outside[0]}; this model's vocabulary has ids 0 to {vocab_size - 1}:"
-                " use the tokenizer that belongs to the model"
-            )

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mobillama.errors import InputError
+from mobillama.generation.sampling import Settings
 from mobillama.runtime.library import ContextOptions, InfoStruct, OpenOptions, Progress, check, library
+from mobillama.runtime.sample import sample
 
 # T ids of one call, V vocab_size
 
@@ -182,6 +184,10 @@ class Context:
             raise InputError(f"row {row} does not exist; the last call left fewer rows of logits")
         view = np.ctypeslib.as_array(found, (self.engine.info.vocab_size,))
         return view.copy() if copy else view
+
+    def sample(self, settings: Settings, position: int, seen: npt.NDArray[np.int32] | None = None, row: int = 0) -> int:
+        """Choose the next id from a row of logits of the last call; see mobillama.runtime.sample."""
+        return sample(self.logits(row, copy=False), settings, position, seen)
 
     def log_probs(
         self, ids: Ids, where: Ids | None = None, targets: Ids | None = None, sequence: int = 0

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobillama.errors import InputError
-from mobillama.model.stop import StopFilter
+from mobillama.generation.stop import StopFilter
 
 
 def before_stop(text: str, stops: list[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mobillama.errors import InputError
-from mobillama.model.sampling import Settings, choose, mix, uniform
+from mobillama.generation.sampling import Settings, choose, mix, uniform
 
 V = 50
 
