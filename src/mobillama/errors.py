@@ -24,6 +24,10 @@ class TrainingError(MobillamaError, RuntimeError):
     """A run cannot go on: the loss is not a number, or a repeated step does not repeat."""
 
 
+class MeasurementError(MobillamaError, RuntimeError):
+    """A bench cannot give a fair figure: a side ended, or too much else ran on the machine."""
+
+
 class MissingExtraError(MobillamaError, ImportError):
     """A library that this command needs is not installed."""
 
