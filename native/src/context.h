@@ -1,0 +1,121 @@
+// Sequences and the forward pass: ids in, logits out, keys and values kept.
+//
+// Legend: n rows (one new token each) of one pass, D hidden_size, F intermediate_size, H query heads, K key/value heads,
+// Dh head_dim, V vocab_size, S positions.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "mobillama.h"
+#include "pool.h"
+#include "weights.h"
+
+namespace mobillama {
+
+constexpr int kRows = 64;     // new tokens of one pass at most; a longer prompt takes several passes
+constexpr int kHeadRows = 8;  // rows of logits that exist at once while log-probabilities are computed
+
+// Keys and values of all sequences, in one buffer whose pages are taken as sequences grow.
+class KvCache {
+ public:
+  KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int max_sequences);
+  mobillama_kv_type type() const { return type_; }
+  int64_t bytes_per_token() const;
+
+  struct Head {  // of one sequence, layer and key/value head: layouts as in kernels.h
+    uint8_t* keys;
+    uint8_t* values;
+    float* key_scales;    // (S), int8 only
+    float* value_scales;  // (S), int8 only
+  };
+  Head head(int sequence, int layer, int head) const;
+  void store(const Kernels& kernels, const Head& head, int position, const float* key, const float* value) const;
+  void copy(int from, int to, int tokens) const;
+
+ private:
+  size_t plane() const;  // bytes of one head's keys, or values
+  int layers_, heads_, head_dim_;
+  mobillama_kv_type type_;
+  size_t item_;      // bytes of a key's or value's component
+  size_t positions_; // max_tokens rounded up to whole blocks of 16
+  Buffer memory_, scales_;
+};
+
+class Context {
+ public:
+  Context(const Weights& weights, const mobillama_context_options& options);
+
+  // All of these give a Failure for bad arguments (then nothing has changed) and for a cancelled call (likewise).
+  void prefill(int sequence, const int32_t* ids, int n);
+  void decode(const int32_t* sequences, const int32_t* ids, int n);
+  void verify(int sequence, const int32_t* ids, int n);
+  void log_probs(int sequence, const int32_t* ids, int n, const int32_t* where, const int32_t* targets, int m, double* out);
+  void fork(int from, int to, int n);
+  void rewind(int sequence, int n);
+
+  const float* logits(int row) const;
+  int length(int sequence) const;  // -1 if there is none
+  void cancel() { cancelled_.store(true); }
+
+  // Held while a function above runs.
+  std::atomic<bool> busy{false};
+
+ private:
+  struct Row {
+    int sequence, position;
+    int32_t id;
+  };
+  enum class Want { none, last, all };
+
+  void check_ids(const int32_t* ids, int n) const;
+  void check_sequence(int sequence) const;
+  void check_room(int sequence, int n) const;
+  void append(int sequence, const int32_t* ids, int n, Want want);
+  void pass(int n, bool same_sequence, Want want);  // of rows_[0 .. n)
+  void compute(int worker, int n, bool same_sequence, Want want);
+  void layer_pass(int worker, int n, int index, bool same_sequence);
+  void attend(int worker, int row, int layer, int head);
+  void store(int row, int layer, int head);
+  void head_pass(int worker, int first, int n);
+  double log_prob(const float* logits, int32_t target) const;
+
+  // Multiply by several matrices that take the same activations, in one phase; each(row) follows when all are done.
+  struct Product {
+    const Panels* panels;
+    float* y;
+    size_t stride;
+  };
+  template <size_t kCount, class After, class Each>
+  void multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, int step, After&& after, Each&& each);
+  template <class Work, class Each>
+  void phase_then_rows(int worker, int chunks, int n, Work&& work, Each&& each);
+  void multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) const;
+  void round_row(const Activations& x, int row, bool wanted) const;
+  static Activations row_of(const Activations& x, int row);
+
+  const Weights& weights_;
+  const Kernels& kernels_;
+  const bool float_activations_;
+  const int max_tokens_, max_sequences_;
+  std::vector<int> lengths_;
+  KvCache cache_;
+  Pool pool_;
+  std::atomic<bool> cancelled_{false};
+  bool stopped_ = false;  // written between phases only
+
+  Buffer scratch_;
+  Activations input_, mixed_, inner_, final_;      // (n, D), (n, H Dh), (n, F), (n, D): of the next products
+  float *x_, *q_, *k_, *v_, *gate_, *up_, *out_;   // (n, D), (n, H Dh), (n, K Dh) twice, (n, F) twice, (n, D)
+  float *logits_, *cos_, *sin_;                    // (kRows, V padded), (max_tokens, Dh / 2) twice
+  float* scores_;                                  // (threads, max_tokens padded + 16)
+  size_t d_, qkv_, kv_, f_, v_stride_, scores_stride_;  // row strides, padded to whole panels
+  std::vector<Row> rows_;
+  int logit_rows_ = 0;
+};
+
+}  // namespace mobillama

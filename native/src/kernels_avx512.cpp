@@ -1,0 +1,434 @@
+// Kernels for x86 with AVX-512 and its 8-bit dot product (VNNI). Built with the flags of that instruction set; only called
+// where the processor has it. Text and order of operations: kernels.h.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+#include "kernels_exp.h"
+
+namespace mobillama {
+namespace {
+
+constexpr int kAhead = 4096;  // bytes between a streamed weight's prefetch and its use
+
+inline __m512 load_scales(const uint8_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+inline __m512i broadcast4(const int8_t* q) {
+  int32_t four;
+  std::memcpy(&four, q, 4);
+  return _mm512_set1_epi32(four);
+}
+
+template <int kBytes>
+inline void prefetch_tile(const uint8_t* tile) {
+  for (int line = 0; line < kBytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(tile) + kAhead + line, _MM_HINT_NTA);
+}
+
+// ---- unsigned codes of a tile: eight column groups of 16 rows x 4 columns ----
+
+inline void unpack_nibbles(const uint8_t* tile, __m512i codes[8]) {
+  const __m512i low = _mm512_set1_epi8(15);
+  for (int j = 0; j < 4; j++) {
+    const __m512i both = _mm512_loadu_si512(tile + 64 * j);
+    codes[j] = _mm512_and_si512(both, low);
+    codes[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+  }
+}
+
+struct Q4 {
+  static constexpr int kBytes = 288, kOffset = 8;
+  static void unpack(const uint8_t* tile, __m512i codes[8]) { unpack_nibbles(tile, codes); }
+};
+struct Q5 {
+  static constexpr int kBytes = 352, kOffset = 16;
+  static void unpack(const uint8_t* tile, __m512i codes[8]) {
+    unpack_nibbles(tile, codes);
+    const __m512i fifth = _mm512_set1_epi8(16);
+    for (int j = 0; j < 8; j++) {
+      uint64_t mask;
+      std::memcpy(&mask, tile + 256 + 8 * j, 8);
+      codes[j] = _mm512_mask_add_epi8(codes[j], mask, codes[j], fifth);
+    }
+  }
+};
+struct Q8 {
+  static constexpr int kBytes = 544, kOffset = 128;
+  static void unpack(const uint8_t* tile, __m512i codes[8]) {
+    for (int j = 0; j < 8; j++) codes[j] = _mm512_loadu_si512(tile + 64 * j);
+  }
+};
+
+// kTokens activation vectors against one panel: a tile is unpacked once for all of them.
+template <class Codes, int kTokens, bool kStream>
+inline void panel_groups(const uint8_t* tile, int groups, const Activations& x, int first, float* y, size_t stride) {
+  __m512 acc[kTokens];
+  const int8_t* q[kTokens];
+  const float* scale[kTokens];
+  const int32_t* sum[kTokens];
+  for (int t = 0; t < kTokens; t++) {
+    const size_t at = static_cast<size_t>(first + t) * static_cast<size_t>(groups);
+    acc[t] = _mm512_setzero_ps();
+    q[t] = x.q + at * kGroup;
+    scale[t] = x.scale + at;
+    sum[t] = x.sum + at;
+  }
+  for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
+    if constexpr (kStream) prefetch_tile<Codes::kBytes>(tile);
+    __m512i codes[8];
+    Codes::unpack(tile, codes);
+    const __m512 weight_scale = load_scales(tile + Codes::kBytes - 32);
+    for (int t = 0; t < kTokens; t++) {
+      __m512i low = _mm512_set1_epi32(-Codes::kOffset * sum[t][g]), high = _mm512_setzero_si512();
+      for (int j = 0; j < 4; j++) {
+        low = _mm512_dpbusd_epi32(low, codes[j], broadcast4(q[t] + g * kGroup + 4 * j));
+        high = _mm512_dpbusd_epi32(high, codes[j + 4], broadcast4(q[t] + g * kGroup + 16 + 4 * j));
+      }
+      const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(low, high));
+      acc[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale[t][g])), acc[t]);
+    }
+  }
+  for (int t = 0; t < kTokens; t++) _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride, acc[t]);
+}
+
+template <int kTokens, bool kStream>
+inline void panel_q6k(const uint8_t* block, int groups, const Activations& x, int first, float* y, size_t stride) {
+  constexpr int kGroups = kSuper / kGroup, kBytes = 3360;
+  __m512 acc[kTokens];
+  size_t at[kTokens];
+  for (int t = 0; t < kTokens; t++) {
+    acc[t] = _mm512_setzero_ps();
+    at[t] = static_cast<size_t>(first + t) * static_cast<size_t>(groups);
+  }
+  const __m512i two_bits = _mm512_set1_epi8(0x30);
+  for (int g = 0; g < groups; block += kBytes) {
+    const __m512 weight_scale = load_scales(block);
+    for (int inside = 0; inside < kGroups; inside++, g++) {
+      const uint8_t* tile = block + 288 + 384 * inside;
+      if constexpr (kStream) prefetch_tile<384>(tile);
+      __m512i codes[8];
+      unpack_nibbles(tile, codes);
+      for (int b = 0; b < 2; b++) {
+        const __m512i bits = _mm512_loadu_si512(tile + 256 + 64 * b);
+        codes[4 * b] = _mm512_or_si512(codes[4 * b], _mm512_and_si512(_mm512_slli_epi16(bits, 4), two_bits));
+        codes[4 * b + 1] = _mm512_or_si512(codes[4 * b + 1], _mm512_and_si512(_mm512_slli_epi16(bits, 2), two_bits));
+        codes[4 * b + 2] = _mm512_or_si512(codes[4 * b + 2], _mm512_and_si512(bits, two_bits));
+        codes[4 * b + 3] = _mm512_or_si512(codes[4 * b + 3], _mm512_and_si512(_mm512_srli_epi16(bits, 2), two_bits));
+      }
+      __m512i sixteenth[2];
+      for (int b = 0; b < 2; b++)
+        sixteenth[b] = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 32 + 32 * inside + 16 * b)));
+      for (int t = 0; t < kTokens; t++) {
+        const size_t here = at[t] + static_cast<size_t>(g);
+        const int8_t* q = x.q + here * kGroup;
+        __m512i dots[2];
+        for (int b = 0; b < 2; b++) {
+          dots[b] = _mm512_set1_epi32(-32 * x.half_sum[2 * here + static_cast<size_t>(b)]);
+          for (int j = 0; j < 4; j++) dots[b] = _mm512_dpbusd_epi32(dots[b], codes[4 * b + j], broadcast4(q + 16 * b + 4 * j));
+        }
+        const __m512i dot = _mm512_add_epi32(_mm512_mullo_epi32(dots[0], sixteenth[0]), _mm512_mullo_epi32(dots[1], sixteenth[1]));
+        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(weight_scale, _mm512_set1_ps(x.scale[here])), acc[t]);
+      }
+    }
+  }
+  for (int t = 0; t < kTokens; t++) _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride, acc[t]);
+}
+
+template <Layout kLayout>
+inline __m512 load_floats(const uint8_t* at, size_t index) {
+  if constexpr (kLayout == Layout::F32) return _mm512_loadu_ps(at + 4 * index);
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 2 * index));
+  if constexpr (kLayout == Layout::F16) return _mm512_cvtph_ps(halves);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+template <Layout kLayout, int kTokens, bool kStream>
+inline void panel_floats(const uint8_t* panel, int cols, const Activations& x, int first, float* y, size_t stride) {
+  constexpr int kColumnBytes = kPanelRows * (kLayout == Layout::F32 ? 4 : 2);
+  __m512 acc[kTokens][4];
+  for (int t = 0; t < kTokens; t++)
+    for (int i = 0; i < 4; i++) acc[t][i] = _mm512_setzero_ps();
+  const float* in = x.x + static_cast<size_t>(first) * static_cast<size_t>(cols);
+  const int whole = cols / 4 * 4;
+  for (int c = 0; c < whole; c += 4) {
+    if constexpr (kStream) prefetch_tile<4 * kColumnBytes>(panel + static_cast<size_t>(c) * kColumnBytes);
+    for (int i = 0; i < 4; i++) {
+      const __m512 w = load_floats<kLayout>(panel, static_cast<size_t>(c + i) * kPanelRows);
+      for (int t = 0; t < kTokens; t++)
+        acc[t][i] = _mm512_fmadd_ps(w, _mm512_set1_ps(in[static_cast<size_t>(t) * static_cast<size_t>(cols) + static_cast<size_t>(c + i)]), acc[t][i]);
+    }
+  }
+  for (int c = whole; c < cols; c++) {
+    const __m512 w = load_floats<kLayout>(panel, static_cast<size_t>(c) * kPanelRows);
+    for (int t = 0; t < kTokens; t++)
+      acc[t][c - whole] = _mm512_fmadd_ps(w, _mm512_set1_ps(in[static_cast<size_t>(t) * static_cast<size_t>(cols) + static_cast<size_t>(c)]), acc[t][c - whole]);
+  }
+  for (int t = 0; t < kTokens; t++)
+    _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride,
+                     _mm512_add_ps(_mm512_add_ps(acc[t][0], acc[t][1]), _mm512_add_ps(acc[t][2], acc[t][3])));
+}
+
+// How one panel meets kTokens vectors, for each kind of layout.
+template <class Codes>
+struct Groups {
+  static constexpr int kBlock = 8;
+  template <int kTokens, bool kStream>
+  static void run(const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
+    panel_groups<Codes, kTokens, kStream>(panel, w.cols / kGroup, x, first, y, stride);
+  }
+};
+struct Supers {
+  static constexpr int kBlock = 8;
+  template <int kTokens, bool kStream>
+  static void run(const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
+    panel_q6k<kTokens, kStream>(panel, w.cols / kGroup, x, first, y, stride);
+  }
+};
+template <Layout kLayout>
+struct Floats {
+  static constexpr int kBlock = 4;
+  template <int kTokens, bool kStream>
+  static void run(const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
+    panel_floats<kLayout, kTokens, kStream>(panel, w.cols, x, first, y, stride);
+  }
+};
+
+template <class Kind, int kTokens>
+inline void rest_of_tokens(int left, const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
+  if constexpr (kTokens > 0) {
+    if (left == kTokens) return Kind::template run<kTokens, false>(w, panel, x, first, y, stride);
+    rest_of_tokens<Kind, kTokens - 1>(left, w, panel, x, first, y, stride);
+  }
+}
+
+template <class Kind>
+void multiply(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) {
+  for (int p = begin; p < end; p++) {
+    const uint8_t* panel = w.data + static_cast<size_t>(p) * w.panel_bytes;
+    float* out = y + static_cast<size_t>(p) * kPanelRows;
+    if (n == 1) {
+      p < w.resident ? Kind::template run<1, false>(w, panel, x, 0, out, stride)
+                     : Kind::template run<1, true>(w, panel, x, 0, out, stride);
+      continue;
+    }
+    int t = 0;
+    for (; t + Kind::kBlock <= n; t += Kind::kBlock) Kind::template run<Kind::kBlock, false>(w, panel, x, t, out, stride);
+    rest_of_tokens<Kind, Kind::kBlock - 1>(n - t, w, panel, x, t, out, stride);
+  }
+}
+
+// ---- vectors ----
+
+inline __mmask16 lanes(int n) { return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1); }
+
+inline float tree(__m512 v) {  // of 16 lanes, the order of kernels.h
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+void quantize(const float* x, int count, int group, int8_t* q, float* scale, int32_t* sum, int32_t* half_sum) {
+  for (int begin = 0, g = 0; begin < count; begin += group, g++) {
+    __m512 most = _mm512_setzero_ps();
+    for (int i = 0; i < group; i += 16)
+      most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(group - i), x + begin + i)));
+    const float largest = _mm512_reduce_max_ps(most);
+    const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+    __m512i totals[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    const int half = group / 2;
+    for (int part = 0; part < 2; part++)
+      for (int i = part * half; i < (part + 1) * half; i += 16) {
+        const __mmask16 mask = lanes((part + 1) * half - i);
+        const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + begin + i), inverse));
+        _mm_mask_storeu_epi8(q + begin + i, mask, _mm512_cvtepi32_epi8(code));
+        totals[part] = _mm512_add_epi32(totals[part], code);
+      }
+    const int32_t first = _mm512_reduce_add_epi32(totals[0]), second = _mm512_reduce_add_epi32(totals[1]);
+    scale[g] = largest / 127.0f;
+    sum[g] = first + second;
+    if (half_sum) half_sum[2 * g] = first, half_sum[2 * g + 1] = second;
+  }
+}
+
+void rms_norm(const float* x, const float* weight, int n, float eps, float* out) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int i = 0; i < n; i += 16) {
+    const __m512 v = _mm512_maskz_loadu_ps(lanes(n - i), x + i);
+    squares = _mm512_fmadd_ps(v, v, squares);
+  }
+  const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(tree(squares) / static_cast<float>(n) + eps));
+  for (int i = 0; i < n; i += 16) {
+    const __mmask16 mask = lanes(n - i);
+    const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
+    _mm512_mask_storeu_ps(out + i, mask, _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, weight + i), scaled));
+  }
+}
+
+inline __m512 exponential(__m512 x) {
+  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(kExpLow)), _mm512_set1_ps(kExpHigh));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-kLn2Low), _mm512_fmadd_ps(n, _mm512_set1_ps(-kLn2High), x));
+  __m512 value = _mm512_set1_ps(kExp[6]);
+  for (int i = 5; i >= 0; i--) value = _mm512_fmadd_ps(value, r, _mm512_set1_ps(kExp[i]));
+  const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+  return _mm512_mul_ps(value, _mm512_castsi512_ps(power));
+}
+
+void swiglu(float* gate, const float* up, int n) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  for (int i = 0; i < n; i += 16) {
+    const __mmask16 mask = lanes(n - i);
+    const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
+    const __m512 negative = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(g), _mm512_set1_epi32(INT32_MIN)));
+    const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exponential(negative)));
+    _mm512_mask_storeu_ps(gate + i, mask, _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, up + i)));
+  }
+}
+
+void rotate(float* x, const float* cos, const float* sin, int half) {
+  for (int i = 0; i < half; i += 16) {
+    const __mmask16 mask = lanes(half - i);
+    const __m512 first = _mm512_maskz_loadu_ps(mask, x + i), second = _mm512_maskz_loadu_ps(mask, x + half + i);
+    const __m512 c = _mm512_maskz_loadu_ps(mask, cos + i), s = _mm512_maskz_loadu_ps(mask, sin + i);
+    const __m512 turned = _mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s));
+    _mm512_mask_storeu_ps(x + half + i, mask, _mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
+    _mm512_mask_storeu_ps(x + i, mask, turned);
+  }
+}
+
+void to_half(const float* x, int n, uint16_t* out) {
+  for (int i = 0; i < n; i += 16) {
+    const __mmask16 mask = lanes(n - i);
+    const __m256i halves = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(mask, x + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_mask_storeu_epi16(out + i, mask, halves);
+  }
+}
+
+// ---- attention ----
+
+inline __m512 load16(const uint16_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+inline __m512 load16(const float* at) { return _mm512_loadu_ps(at); }
+inline __m512 load16(const int8_t* at) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))); }
+inline __m512 load_some(const uint16_t* at, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at)); }
+inline __m512 load_some(const float* at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, at); }
+inline __m512 load_some(const int8_t* at, __mmask16 mask) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at))); }
+
+// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
+template <class Key, int kBlocks>
+inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores) {
+  const size_t block = static_cast<size_t>(head_dim) * 16;
+  __m512 acc[kBlocks];
+  for (int b = 0; b < kBlocks; b++) acc[b] = _mm512_setzero_ps();
+  for (int d = 0; d < head_dim; d++) {
+    const __m512 value = _mm512_set1_ps(q[d]);
+    for (int b = 0; b < kBlocks; b++)
+      acc[b] = _mm512_fmadd_ps(value, load16(keys + static_cast<size_t>(b) * block + 16 * static_cast<size_t>(d)), acc[b]);
+  }
+  for (int b = 0; b < kBlocks; b++) _mm512_storeu_ps(scores + 16 * b, acc[b]);
+}
+
+template <class Key>
+void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores) {
+  const Key* at = static_cast<const Key*>(keys);
+  const size_t block = static_cast<size_t>(head_dim) * 16;
+  int s = 0;
+  for (; s + 48 < length; s += 64, at += 4 * block) {
+    for (size_t line = 0; line < 4 * block * sizeof(Key); line += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(at + 4 * block) + line, _MM_HINT_NTA);
+    score_blocks<Key, 4>(query.x, at, head_dim, scores + s);
+  }
+  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s);
+}
+
+void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length, float* scores) {
+  const uint8_t* at = static_cast<const uint8_t*>(keys);
+  const __m512 scale = _mm512_set1_ps(query.scale);
+  const __m512i offset = _mm512_set1_epi32(-128 * query.sum);
+  for (int s = 0; s < length; s += 16) {
+    __m512i even = offset, odd = _mm512_setzero_si512();
+    int d = 0;
+    for (; d + 8 <= head_dim; d += 8, at += 128) {
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_NTA);
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64, _MM_HINT_NTA);
+      even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
+      odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(at + 64), broadcast4(query.q + d + 4));
+    }
+    if (d < head_dim) {
+      even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
+      at += 64;
+    }
+    const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
+    _mm512_storeu_ps(scores + s, _mm512_mul_ps(dot, _mm512_mul_ps(_mm512_loadu_ps(key_scales + s), scale)));
+  }
+}
+
+float softmax(float* scores, int length) {
+  __m512 most = _mm512_set1_ps(scores[0]);
+  for (int s = 0; s < length; s += 16) {
+    const __mmask16 mask = lanes(length - s);
+    most = _mm512_mask_max_ps(most, mask, most, _mm512_maskz_loadu_ps(mask, scores + s));
+  }
+  const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+  __m512 sum = _mm512_setzero_ps();
+  for (int s = 0; s < length; s += 16) {
+    const __m512 power = _mm512_maskz_mov_ps(lanes(length - s), exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + s), largest)));
+    _mm512_storeu_ps(scores + s, power);
+    sum = _mm512_add_ps(sum, power);
+  }
+  return tree(sum);
+}
+
+template <class Value, int kVectors>
+inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length, float factor, float* out) {
+  __m512 acc[kVectors];
+  for (int i = 0; i < kVectors; i++) acc[i] = _mm512_setzero_ps();
+  for (int s = 0; s < length; s++, values += head_dim) {
+    float weight = p[s];
+    if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
+    const __m512 wide = _mm512_set1_ps(weight);
+    for (int i = 0; i < kVectors; i++) {
+      _mm_prefetch(reinterpret_cast<const char*>(values + 16 * i) + kAhead, _MM_HINT_NTA);
+      acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
+    }
+  }
+  for (int i = 0; i < kVectors; i++) _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(acc[i], _mm512_set1_ps(factor)));
+}
+
+template <class Value>
+void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor, float* out) {
+  const Value* v = static_cast<const Value*>(values);
+  int d = 0;
+  for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d);
+  for (; d + 16 <= head_dim; d += 16) mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d);
+  if (d == head_dim) return;
+  const __mmask16 mask = lanes(head_dim - d);
+  __m512 acc = _mm512_setzero_ps();
+  for (int s = 0; s < length; s++) {
+    float weight = p[s];
+    if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
+    acc = _mm512_fmadd_ps(_mm512_set1_ps(weight), load_some(v + static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d), mask), acc);
+  }
+  _mm512_mask_storeu_ps(out + d, mask, _mm512_mul_ps(acc, _mm512_set1_ps(factor)));
+}
+
+constexpr Kernels kAvx512 = {
+    "avx512",
+    {multiply<Floats<Layout::F32>>, multiply<Floats<Layout::F16>>, multiply<Floats<Layout::BF16>>, multiply<Groups<Q4>>,
+     multiply<Groups<Q5>>, multiply<Groups<Q8>>, multiply<Supers>},
+    quantize,
+    rms_norm,
+    swiglu,
+    rotate,
+    to_half,
+    {scores_float<uint16_t>, scores_int8, scores_float<float>},
+    softmax,
+    {mix<uint16_t>, mix<int8_t>, mix<float>},
+};
+
+}  // namespace
+
+const Kernels* avx512_kernels() { return &kAvx512; }
+
+}  // namespace mobillama
