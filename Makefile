@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
+NATIVE := $(shell find native -type f -not -path 'native/tests/*')
 SHARED := $(abspath ../shared)
 WORKERS ?= 2
 
@@ -17,11 +19,13 @@ endif
 help:
 	@echo "make quickstart | test | test-slow | test-all | lint | setup | clean"
 
+# What builds the engine stays in the environment, so that a changed source is built again without a network.
 setup: $(STAMP)
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give one with make PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt scikit-build-core cmake ninja
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 quickstart: setup
@@ -42,5 +46,5 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) artefacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build artefacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
