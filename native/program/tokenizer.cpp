@@ -1,0 +1,220 @@
+#include "tokenizer.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <queue>
+
+#include "failure.h"
+#include "utf8.h"
+
+namespace mobillama {
+
+namespace {
+
+constexpr std::string_view kSpace = "\xE2\x96\x81";           // U+2581: a space inside a piece
+constexpr std::string_view kUnknownShown = " \xE2\x81\x87 ";  // what sentencepiece writes for the unknown id
+constexpr size_t kLongestText = size_t(1) << 28;              // bytes; with every one a space, offsets still fit 32 bits
+
+// A run of the text that is one piece so far; a ring of neighbours. An empty one was merged into its left neighbour.
+struct Symbol {
+  int32_t start, size, before, after;  // bytes; neighbours by index, -1: none
+};
+
+// Two neighbours that a piece could replace.
+struct Merge {
+  float score;
+  int32_t left, right, size;  // size in bytes of both at the time, to know one that came too late
+  // The highest score goes first, the leftmost of equals: then the queue's largest is the next one.
+  bool operator<(const Merge& other) const {
+    return score < other.score || (score == other.score && left > other.left);
+  }
+};
+
+std::vector<Symbol> characters(std::string_view text) {
+  std::vector<Symbol> symbols;
+  symbols.reserve(text.size());
+  for (size_t at = 0; at < text.size();) {
+    const auto size = static_cast<int32_t>(utf8::character_size(text.substr(at)));
+    const auto index = static_cast<int32_t>(symbols.size());
+    symbols.push_back({static_cast<int32_t>(at), size, index - 1, index + 1});
+    at += static_cast<size_t>(size);
+  }
+  if (!symbols.empty()) symbols.back().after = -1;
+  return symbols;
+}
+
+}  // namespace
+
+Tokenizer::Tokenizer(const Gguf& gguf) {
+  const std::string kind = gguf.text("tokenizer.ggml.model");
+  if (kind != "llama") {
+    fail(MOBILLAMA_UNSUPPORTED, "tokenizer.ggml.model is '%.40s'; expected 'llama' (byte-fallback BPE): give ids with --ids",
+         kind.c_str());
+  }
+  pieces_ = gguf.texts("tokenizer.ggml.tokens");
+  scores_ = gguf.numbers("tokenizer.ggml.scores");
+  const std::vector<int32_t> kinds = gguf.integers("tokenizer.ggml.token_type");
+  if (pieces_.empty() || scores_.size() != pieces_.size() || kinds.size() != pieces_.size()) {
+    fail(MOBILLAMA_FORMAT,
+         "the tokenizer has %zu tokens, %zu scores and %zu types; expected equally many, one at least: the file is damaged",
+         pieces_.size(), scores_.size(), kinds.size());
+  }
+  byte_ids_.fill(-1);
+  bytes_.resize(pieces_.size());
+  kinds_.resize(pieces_.size());
+  starts_with_space_.resize(pieces_.size());
+  for (size_t id = 0; id < pieces_.size(); id++) {
+    if (kinds[id] < 1 || kinds[id] > 6) {
+      fail(MOBILLAMA_FORMAT, "token %zu is of type %d; expected 1 to 6: the file is damaged", id, kinds[id]);
+    }
+    kinds_[id] = static_cast<Kind>(kinds[id]);
+    add_piece(id);
+  }
+  begin_id_ = special_id(gguf, "tokenizer.ggml.bos_token_id");
+  end_id_ = special_id(gguf, "tokenizer.ggml.eos_token_id");
+  unknown_id_ = special_id(gguf, "tokenizer.ggml.unknown_token_id");
+  // Where a file is silent, other programs put both in front: older files rely on it.
+  space_prefix_ = gguf.integer("tokenizer.ggml.add_space_prefix", 1) != 0;
+  begins_ = gguf.integer("tokenizer.ggml.add_bos_token", 1) != 0 && begin_id_ >= 0;
+}
+
+int32_t Tokenizer::special_id(const Gguf& gguf, const std::string& key) const {
+  const int64_t id = gguf.integer(key, -1);
+  if (id < -1 || id >= size()) {
+    fail(MOBILLAMA_FORMAT, "%s is %lld; expected 0 to %d: the file is damaged", key.c_str(), static_cast<long long>(id),
+         size() - 1);
+  }
+  return static_cast<int32_t>(id);
+}
+
+void Tokenizer::add_piece(size_t id) {
+  const std::string& piece = pieces_[id];
+  starts_with_space_[id] = piece.starts_with(kSpace);
+  switch (kinds_[id]) {
+    case Kind::kControl: return;
+    case Kind::kUnknown: bytes_[id] = kUnknownShown; return;
+    case Kind::kByte: {
+      unsigned value = 0;
+      char written[8] = "";
+      if (std::sscanf(piece.c_str(), "<0x%2X>", &value) == 1) std::snprintf(written, sizeof written, "<0x%02X>", value);
+      if (piece != written) {
+        fail(MOBILLAMA_FORMAT, "token %zu, a byte, is '%.40s'; expected <0x00> to <0xFF>: the file is damaged", id,
+             piece.c_str());
+      }
+      byte_ids_[value] = static_cast<int32_t>(id);
+      bytes_[id] = std::string(1, static_cast<char>(value));
+      return;
+    }
+    case Kind::kNormal:
+      ids_.emplace(piece, static_cast<int32_t>(id));
+      longest_ = std::max(longest_, piece.size());
+      [[fallthrough]];
+    case Kind::kUserDefined:
+    case Kind::kUnused: break;
+  }
+  for (size_t at = 0; at < piece.size();) {
+    const bool space = std::string_view(piece).substr(at).starts_with(kSpace);
+    bytes_[id] += space ? ' ' : piece[at];
+    at += space ? kSpace.size() : 1;
+  }
+}
+
+size_t Tokenizer::check(int32_t id) const {
+  if (id < 0 || id >= size()) {
+    fail(MOBILLAMA_INVALID, "id %d is outside the vocabulary; expected 0 to %d", id, size() - 1);
+  }
+  return static_cast<size_t>(id);
+}
+
+std::vector<int32_t> Tokenizer::encode_prompt(std::string_view text) const {
+  std::vector<int32_t> ids = encode(text);
+  if (begins_) ids.insert(ids.begin(), begin_id_);
+  return ids;
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  if (text.empty()) return {};
+  if (text.size() > kLongestText) {
+    fail(MOBILLAMA_INVALID, "the text is %zu bytes long; expected %zu at most: give it in parts", text.size(), kLongestText);
+  }
+  const std::string whole = spaced(text);
+  const std::string_view view = whole;
+  std::vector<Symbol> symbols = characters(view);
+
+  // Merged pieces lie side by side in the text, so that both together are looked up without being copied.
+  std::priority_queue<Merge> queue;
+  const auto consider = [&](int32_t left, int32_t right) {
+    if (left < 0 || right < 0) return;
+    const Symbol& first = symbols[static_cast<size_t>(left)];
+    const int32_t size = first.size + symbols[static_cast<size_t>(right)].size;
+    const int32_t* id = find(view.substr(static_cast<size_t>(first.start), static_cast<size_t>(size)));
+    if (id != nullptr) queue.push({scores_[static_cast<size_t>(*id)], left, right, size});
+  };
+  for (size_t index = 1; index < symbols.size(); index++) {
+    consider(static_cast<int32_t>(index) - 1, static_cast<int32_t>(index));
+  }
+  while (!queue.empty()) {
+    const Merge merge = queue.top();
+    queue.pop();
+    Symbol& left = symbols[static_cast<size_t>(merge.left)];
+    Symbol& right = symbols[static_cast<size_t>(merge.right)];
+    if (left.size == 0 || right.size == 0 || left.size + right.size != merge.size) continue;
+    left.size = merge.size;
+    left.after = right.after;
+    right.size = 0;
+    if (left.after >= 0) symbols[static_cast<size_t>(left.after)].before = merge.left;
+    consider(left.before, merge.left);
+    consider(merge.left, left.after);
+  }
+
+  std::vector<int32_t> ids;
+  for (int32_t index = 0; index >= 0; index = symbols[static_cast<size_t>(index)].after) {
+    const Symbol& symbol = symbols[static_cast<size_t>(index)];
+    append_ids(view.substr(static_cast<size_t>(symbol.start), static_cast<size_t>(symbol.size)), ids);
+  }
+  return ids;
+}
+
+// The text with its prefix, every space as U+2581 and every byte that is part of no character as U+FFFD.
+std::string Tokenizer::spaced(std::string_view text) const {
+  std::string out;
+  out.reserve(text.size() + text.size() / 4 + kSpace.size());
+  if (space_prefix_) out += kSpace;
+  for (size_t at = 0; at < text.size();) {
+    const size_t size = utf8::character_size(text.substr(at));
+    if (size == utf8::kInvalid || size == utf8::kIncomplete) {
+      out += utf8::kReplacement;
+      at++;
+    } else {
+      out += text[at] == ' ' ? kSpace : text.substr(at, size);
+      at += size;
+    }
+  }
+  return out;
+}
+
+const int32_t* Tokenizer::find(std::string_view piece) const {
+  if (piece.size() > longest_) return nullptr;
+  const auto found = ids_.find(piece);
+  return found == ids_.end() ? nullptr : &found->second;
+}
+
+// The id of a piece; else those of its bytes; where the vocabulary has not even these, one unknown id for all in a row.
+void Tokenizer::append_ids(std::string_view piece, std::vector<int32_t>& ids) const {
+  if (const int32_t* id = find(piece)) {
+    ids.push_back(*id);
+    return;
+  }
+  const auto byte_id = [&](char byte) { return byte_ids_[static_cast<unsigned char>(byte)]; };
+  if (std::all_of(piece.begin(), piece.end(), [&](char byte) { return byte_id(byte) >= 0; })) {
+    for (const char byte : piece) ids.push_back(byte_id(byte));
+    return;
+  }
+  if (unknown_id_ < 0) {
+    fail(MOBILLAMA_UNSUPPORTED, "the tokenizer has no piece for '%.*s', no bytes and no unknown id: give ids with --ids",
+         static_cast<int>(piece.size()), piece.data());
+  }
+  if (ids.empty() || ids.back() != unknown_id_) ids.push_back(unknown_id_);
+}
+
+}  // namespace mobillama

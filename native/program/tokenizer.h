@@ -1,0 +1,60 @@
+// The vocabulary inside a GGUF file: text to ids as sentencepiece's byte-fallback BPE makes them, and ids to bytes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "gguf.h"
+
+namespace mobillama {
+
+class Tokenizer {
+ public:
+  // Failure: MOBILLAMA_UNSUPPORTED for a tokenizer of another kind, MOBILLAMA_FORMAT for arrays that do not fit together.
+  explicit Tokenizer(const Gguf& gguf);
+  // The vocabulary points into its own strings.
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
+
+  int32_t size() const { return static_cast<int32_t>(pieces_.size()); }
+  int32_t end_id() const { return end_id_; }  // -1: the file names none
+
+  // sentencepiece's ids; text that spells a control or user-defined piece is ordinary text, a byte that is part of no
+  // character is read as U+FFFD. Time: n log n of the bytes.
+  std::vector<int32_t> encode(std::string_view text) const;
+
+  // As `encode`, behind the begin id where the file asks for one.
+  std::vector<int32_t> encode_prompt(std::string_view text) const;
+
+  // A control piece stands for no text.
+  bool is_control(int32_t id) const { return kinds_[check(id)] == Kind::kControl; }
+  // The bytes an id stands for, spaces plain. Failure: MOBILLAMA_INVALID for an id outside the vocabulary.
+  const std::string& bytes(int32_t id) const { return bytes_[check(id)]; }
+  // Whether a text that starts with this id loses its first space.
+  bool strips(int32_t id) const { return space_prefix_ && starts_with_space_[check(id)]; }
+
+ private:
+  enum class Kind : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
+  size_t check(int32_t id) const;
+  int32_t special_id(const Gguf& gguf, const std::string& key) const;
+  void add_piece(size_t id);
+  std::string spaced(std::string_view text) const;
+  const int32_t* find(std::string_view piece) const;
+  void append_ids(std::string_view piece, std::vector<int32_t>& ids) const;
+
+  std::vector<std::string> pieces_, bytes_;
+  std::vector<float> scores_;
+  std::vector<Kind> kinds_;
+  std::vector<bool> starts_with_space_;
+  std::unordered_map<std::string_view, int32_t> ids_;  // of normal pieces
+  size_t longest_ = 0;                                 // bytes of the longest normal piece
+  std::array<int32_t, 256> byte_ids_;                  // -1: there is none
+  int32_t begin_id_ = -1, end_id_ = -1, unknown_id_ = -1;
+  bool space_prefix_ = true, begins_ = true;
+};
+
+}  // namespace mobillama
