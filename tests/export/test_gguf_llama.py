@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_models import keys, save_sealed, small_model, tensors
+from gguf_models import keys, save_sealed, small_model, tensors, types
 from numpy.typing import NDArray
 
+from mobillama.errors import InputError
+from mobillama.export.folder import export_model
 from mobillama.export.gguf_file import quantize_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,3 +92,21 @@ def test_a_llama_file_holds_the_ffn_under_every_layer_and_our_rows_interleaved(t
     np.testing.assert_array_equal(found["blk.1.attn_v.weight"], state["layers.1.self_attn.v_proj.weight"].numpy())
     told = keys(tmp_path / "out.gguf")
     assert (told["general.architecture"], told["llama.attention.head_count_kv"]) == ("llama", 2)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "f32"), (torch.bfloat16, "bf16")], ids=str)
+def test_an_export_for_llama_cpp_is_this_file_in_the_stored_type(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    folder = save_sealed(tmp_path / "model", small_model().to(dtype))
+    said = export_model(folder, tmp_path / "out.gguf", "llama.cpp")
+    quantize_model(folder, tmp_path / "same.gguf", name, architecture="llama")
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()
+    assert (said["format"], said["architecture"]) == ("llama.cpp", "llama")
+    export_model(folder, tmp_path / "f16.gguf", "llama.cpp", types="f16")
+    assert set(types(tmp_path / "f16.gguf").values()) == {"f32", "f16"}
+
+
+def test_types_are_for_files_only(tmp_path: Path) -> None:
+    folder = save_sealed(tmp_path / "model", small_model())
+    with pytest.raises(InputError, match="--type 'q4_0' was given with --format hf"):
+        export_model(folder, tmp_path / "out", "hf", types="q4_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

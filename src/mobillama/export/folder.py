@@ -1,9 +1,10 @@
-"""Model folders for other programs, written as sealed artefacts.
+"""A model in the forms that other programs read.
 
-hf: as mobillama saves a model, the FFN stored once; transformers loads it with the code in the folder.
-llama: a plain LlamaForCausalLM with the FFN copied under every layer that uses it. Larger, but any program that reads
-LLaMA folders loads it. config.json keeps `num_ffn_blocks`, which others ignore and which tells `mobillama.load` that
-the copies are one.
+hf: a sealed folder as mobillama saves a model, the FFN stored once; transformers loads it with the code in the folder.
+llama: a sealed folder of a plain LlamaForCausalLM with the FFN copied under every layer that uses it. Larger, but any
+program that reads LLaMA folders loads it. config.json keeps `num_ffn_blocks`, which others ignore and which tells
+`mobillama.load` that the copies are one.
+llama.cpp: one GGUF file of architecture llama, the FFN copied as well; see gguf_file.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from mobillama import manifest
 from mobillama.config import ModelConfig
 from mobillama.errors import InputError
+from mobillama.export.gguf_file import quantize_model
 from mobillama.model import config_file
 from mobillama.model.ffn_copies import PARTS, ffn_name
 from mobillama.model.hub import find_folder
@@ -28,18 +30,32 @@ from mobillama.model.transformer import Transformer
 from mobillama.model.weights import disk_name, load_model, save_model
 from mobillama.tokenizer.tokenizer import Tokenizer
 
-FORMATS = ("hf", "llama")
+FORMATS = ("hf", "llama", "llama.cpp")
 TYPE_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors names them
 
 
-def export_model(model: str | Path, out: Path, form: str = "hf") -> None:
-    """Write a model (a folder, a run or a hub name) to the folder `out` in one of FORMATS, in the type it is stored in.
+def export_model(model: str | Path, out: Path, form: str = "hf", types: str | None = None) -> dict[str, Any]:
+    """Write a model (a folder, a run or a hub name) to `out` in one of FORMATS, in the type it is stored in.
 
-    Errors: InputError for an unknown format, a model that is not found, or an `out` that exists.
+    types: for llama.cpp, the types of the file as `quantize_model` takes them. Result: `model` (out) and `format`, for
+    llama.cpp with what `quantize_model` says of the file.
+    Errors: InputError for an unknown format, types for a folder, a model that is not found, or an `out` that exists.
     """
     if form not in FORMATS:
         raise InputError(f"--format {form!r} is not known; use one of: {', '.join(FORMATS)}")
+    if types is not None and form != "llama.cpp":
+        raise InputError(f"--type {types!r} was given with --format {form}, which keeps the stored type; leave it out")
     folder = find_folder(model)
+    said = {"model": str(out), "format": form}
+    if form == "llama.cpp":
+        types = types or TYPE_CODES[stored_dtype(folder)].lower()
+        return {**said, **quantize_model(folder, out, types, architecture="llama")}
+    write_folder(folder, out, form)
+    return said
+
+
+def write_folder(folder: Path, out: Path, form: str) -> None:
+    """Write the model in `folder` as the sealed folder `out`, hf or llama."""
     loaded = load_model(folder, dtype=stored_dtype(folder))
     with manifest.building(out) as partial:
         clear(partial)
