@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::string_view kSpace = "\xE2\x96\x81";           // U+2581: a space inside a piece
 constexpr std::string_view kUnknownShown = " \xE2\x81\x87 ";  // what sentencepiece writes for the unknown id
+constexpr size_t kMostMerges = size_t(1) << 24;               // places in the list are exact in a float
 constexpr size_t kLongestText = size_t(1) << 28;              // bytes; with every one a space, offsets still fit 32 bits
 
 // A run of the text that is one piece so far; a ring of neighbours. An empty one was merged into its left neighbour.
@@ -22,11 +23,11 @@ struct Symbol {
 
 // Two neighbours that a piece could replace.
 struct Merge {
-  float score;
+  float priority;
   int32_t left, right, size;  // size in bytes of both at the time, to know one that came too late
-  // The highest score goes first, the leftmost of equals: then the queue's largest is the next one.
+  // The highest priority goes first, the leftmost of equals: then the queue's largest is the next one.
   bool operator<(const Merge& other) const {
-    return score < other.score || (score == other.score && left > other.left);
+    return priority < other.priority || (priority == other.priority && left > other.left);
   }
 };
 
@@ -59,6 +60,8 @@ Tokenizer::Tokenizer(const Gguf& gguf) {
          "the tokenizer has %zu tokens, %zu scores and %zu types; expected equally many, one at least: the file is damaged",
          pieces_.size(), scores_.size(), kinds.size());
   }
+  // Rows of the embedding that stand for no piece are no part of the vocabulary.
+  while (!pieces_.empty() && kinds[pieces_.size() - 1] == static_cast<int32_t>(Kind::kUnused)) pieces_.pop_back();
   byte_ids_.fill(-1);
   bytes_.resize(pieces_.size());
   kinds_.resize(pieces_.size());
@@ -73,6 +76,7 @@ Tokenizer::Tokenizer(const Gguf& gguf) {
   begin_id_ = special_id(gguf, "tokenizer.ggml.bos_token_id");
   end_id_ = special_id(gguf, "tokenizer.ggml.eos_token_id");
   unknown_id_ = special_id(gguf, "tokenizer.ggml.unknown_token_id");
+  if (gguf.has("tokenizer.ggml.merges")) read_merges(gguf.texts("tokenizer.ggml.merges"));
   // Where a file is silent, other programs put both in front: older files rely on it.
   space_prefix_ = gguf.integer("tokenizer.ggml.add_space_prefix", 1) != 0;
   begins_ = gguf.integer("tokenizer.ggml.add_bos_token", 1) != 0 && begin_id_ >= 0;
@@ -147,8 +151,9 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
     if (left < 0 || right < 0) return;
     const Symbol& first = symbols[static_cast<size_t>(left)];
     const int32_t size = first.size + symbols[static_cast<size_t>(right)].size;
-    const int32_t* id = find(view.substr(static_cast<size_t>(first.start), static_cast<size_t>(size)));
-    if (id != nullptr) queue.push({scores_[static_cast<size_t>(*id)], left, right, size});
+    const std::string_view both = view.substr(static_cast<size_t>(first.start), static_cast<size_t>(size));
+    const float* found = priority(both, static_cast<size_t>(first.size));
+    if (found != nullptr) queue.push({*found, left, right, size});
   };
   for (size_t index = 1; index < symbols.size(); index++) {
     consider(static_cast<int32_t>(index) - 1, static_cast<int32_t>(index));
@@ -197,6 +202,30 @@ const int32_t* Tokenizer::find(std::string_view piece) const {
   if (piece.size() > longest_) return nullptr;
   const auto found = ids_.find(piece);
   return found == ids_.end() ? nullptr : &found->second;
+}
+
+// A merge is written "left right"; spaces inside a piece are U+2581.
+void Tokenizer::read_merges(const std::vector<std::string>& merges) {
+  if (merges.size() > kMostMerges) fail(MOBILLAMA_UNSUPPORTED, "%zu merges; expected %zu at most", merges.size(), kMostMerges);
+  for (size_t rank = 0; rank < merges.size(); rank++) {
+    const size_t left = merges[rank].find(' ');
+    std::string both = merges[rank];
+    if (left != std::string::npos) both.erase(left, 1);
+    const int32_t* id = left == std::string::npos ? nullptr : find(both);
+    if (id == nullptr) {
+      fail(MOBILLAMA_FORMAT, "merge %zu is '%.80s'; expected two pieces that together are one: the file is damaged", rank,
+           merges[rank].c_str());
+    }
+    merges_.emplace(uint64_t(*id) << 32 | left, -static_cast<float>(rank));
+  }
+}
+
+// How early the two parts of a piece become one; nullptr if they never do.
+const float* Tokenizer::priority(std::string_view both, size_t left) const {
+  const int32_t* id = find(both);
+  if (id == nullptr || merges_.empty()) return id == nullptr ? nullptr : &scores_[static_cast<size_t>(*id)];
+  const auto found = merges_.find(uint64_t(*id) << 32 | left);
+  return found == merges_.end() ? nullptr : &found->second;
 }
 
 // The id of a piece; else those of its bytes; where the vocabulary has not even these, one unknown id for all in a row.

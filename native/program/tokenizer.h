@@ -23,7 +23,7 @@ class Tokenizer {
   int32_t size() const { return static_cast<int32_t>(pieces_.size()); }
   int32_t end_id() const { return end_id_; }  // -1: the file names none
 
-  // sentencepiece's ids; text that spells a control or user-defined piece is ordinary text, a byte that is part of no
+  // sentencepiece's ids (where the file lists its merges, those of merging in that order); text that spells a control or user-defined piece is ordinary text, a byte that is part of no
   // character is read as U+FFFD. Time: n log n of the bytes.
   std::vector<int32_t> encode(std::string_view text) const;
 
@@ -43,7 +43,9 @@ class Tokenizer {
   int32_t special_id(const Gguf& gguf, const std::string& key) const;
   void add_piece(size_t id);
   std::string spaced(std::string_view text) const;
+  void read_merges(const std::vector<std::string>& merges);
   const int32_t* find(std::string_view piece) const;
+  const float* priority(std::string_view both, size_t left) const;
   void append_ids(std::string_view piece, std::vector<int32_t>& ids) const;
 
   std::vector<std::string> pieces_, bytes_;
@@ -52,6 +54,8 @@ class Tokenizer {
   std::vector<bool> starts_with_space_;
   std::unordered_map<std::string_view, int32_t> ids_;  // of normal pieces
   size_t longest_ = 0;                                 // bytes of the longest normal piece
+  // Piece << 32 | bytes of its left part -> minus the place in the list of merges; empty where scores say it all.
+  std::unordered_map<uint64_t, float> merges_;
   std::array<int32_t, 256> byte_ids_;                  // -1: there is none
   int32_t begin_id_ = -1, end_id_ = -1, unknown_id_ = -1;
   bool space_prefix_ = true, begins_ = true;
