@@ -248,6 +248,11 @@ class Side:
 VERBS = ("open", "context", "prefill", "decode", "greedy", "memory", "bandwidth")
 
 
+def command(kind: str, python: str | Path = sys.executable) -> list[str]:
+    """The command line of a side. -P: the folder of this file is not where modules are looked for."""
+    return [str(python), "-P", __file__, kind]
+
+
 def status_bytes(key: str) -> int:
     """A line of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()

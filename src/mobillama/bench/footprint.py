@@ -7,7 +7,7 @@ from typing import Any
 
 from mobillama.bench import energy as sensors
 from mobillama.bench import program
-from mobillama.bench.setting import DECODED, PROMPT, Setting, decoding, kv_bytes, row
+from mobillama.bench.setting import CONTEXT, DECODED, PROMPT, Setting, decoding, kv_bytes, row
 from mobillama.bench.speed import HALF, Section, name_of
 
 TOKENS = 2048  # in use, the answer's included
@@ -64,8 +64,9 @@ def first_token(setting: Setting) -> Section:
         return [program.run(file, ids, setting.threads)["first_token_s"]]
 
     def peer() -> list[float]:
-        with setting.peer(HALF, flash=setting.chosen.get("decode", DEFAULT)["flash"]) as process:
-            context = process.ask("context", max_tokens=512, threads=setting.threads)
+        flash = setting.chosen.get("decode", DEFAULT)["flash"]
+        with setting.peer(HALF, flash=flash) as process:
+            context = process.ask("context", max_tokens=CONTEXT, threads=setting.threads, flash=flash)
             return [process.about["seconds"] + context["seconds"] + process.ask("prefill", ids=ids)["seconds"][0]]
 
     ended = program.Ended()

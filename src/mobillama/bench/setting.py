@@ -86,8 +86,7 @@ class Setting:
         resident_bytes: int = 0,
     ) -> Iterator[Process]:
         """Our engine with a preset open and a context made. isa: what MOBILLAMA_ISA forces; "" = nothing."""
-        command = [sys.executable, "-P", engines.__file__, "ours"]
-        with Process("ours", command, {"MOBILLAMA_ISA": isa} if isa else {}) as process:
+        with Process("ours", engines.command("ours"), {"MOBILLAMA_ISA": isa} if isa else {}) as process:
             file = str(self.file(preset))
             process.about = process.ask("open", file=file, share_ffn=share_ffn, resident_bytes=resident_bytes)
             process.ask("context", max_tokens=tokens, threads=self.threads, kv=kv, max_sequences=sequences)
@@ -101,13 +100,13 @@ class Setting:
     ) -> Iterator[Process]:
         """The peer with the same weights (transformers: the same shape) open and a context made, at its best."""
         if self.against == "transformers":
-            with Process("transformers", [sys.executable, "-P", engines.__file__, "transformers"]) as process:
+            with Process("transformers", engines.command("transformers")) as process:
                 process.about = process.ask("open", file=preset, **self.config(preset).tree())
                 process.ask("context", max_tokens=tokens, threads=self.threads)
                 yield process
             return
         python = peers.python_of(self.against, self.peers_folder)
-        with Process("llama.cpp", [str(python), "-P", engines.__file__, "llama.cpp"]) as process:
+        with Process("llama.cpp", engines.command("llama.cpp", python)) as process:
             process.about = process.ask("open", file=str(self.file(preset, "llama")), mmap=mmap)
             self.models[f"{Path(preset).stem} in llama.cpp"] = process.about
             settings = options or self.best(preset, process)

@@ -1,0 +1,172 @@
+"""The decode, prefill and table6 benches: what a run chooses, says and saves; no figure without clean rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobillama.bench import decode, footprint, prefill, program, rounds, setting, speed, table6
+from mobillama.bench.setting import Setting, kv_bytes, row
+from mobillama.errors import InputError, MeasurementError
+
+KEYS = {"name", "ours", "peer", "peer_name", "ratio", "unit", "pairs", "spread"}
+SHAPE = """
+vocab_size = 97
+hidden_size = 64
+intermediate_size = 96
+num_hidden_layers = 4
+num_attention_heads = 4
+num_ffn_blocks = 1
+max_position_embeddings = 256
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny preset in place of the 0.5B, few tokens, and a machine on which nothing else runs."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(SHAPE)
+    for module in (speed, footprint, prefill, table6):
+        for name, value in {"HALF": str(path), "PROMPT": 8, "DECODED": 4, "CONTEXT": 64, "PREFILLED": 16}.items():
+            monkeypatch.setattr(module, name, value, raising=False)
+    for name, value in {"DECODED": 4, "BANDWIDTH_BYTES": 1 << 22, "BANDWIDTH_SECONDS": 0.01}.items():
+        monkeypatch.setattr(setting, name, value)
+    monkeypatch.setattr(rounds, "others", lambda before, after, ours: 0.0)
+    return str(path)
+
+
+def test_a_row_is_the_median_of_the_pairs_and_of_their_ratios() -> None:
+    found = row("decode", [10.0, 30.0, 20.0], [10.0, 10.0, 40.0], "llama.cpp", "tokens/s")
+    assert set(found) == KEYS
+    assert (found["ours"], found["peer"], found["ratio"]) == (20.0, 10.0, 1.0)
+    assert found["pairs"] == [[10.0, 10.0], [30.0, 10.0], [20.0, 40.0]] and found["spread"] == [10.0, 30.0]
+
+
+def test_a_ratio_above_one_is_always_ours_being_better() -> None:
+    assert row("memory", [500.0], [1000.0], "llama.cpp", "MB", smaller_is_better=True)["ratio"] == 2.0
+    assert row("decode", [500.0], [1000.0], "llama.cpp", "tokens/s")["ratio"] == 0.5
+    alone = row("idle", [0.5], [], "", "% of a core")
+    assert (alone["peer"], alone["ratio"], alone["pairs"]) == (None, None, [])
+
+
+def test_every_section_can_be_chosen_and_an_unknown_one_is_named_with_those_that_exist() -> None:
+    assert decode.choose("llama.cpp", ()) == list(decode.SECTIONS)
+    assert decode.choose("llama.cpp", ("idle", "decode-0.5b")) == ["decode-0.5b", "idle"]
+    assert decode.choose("transformers", ()) == ["decode-0.5b"]
+    with pytest.raises(InputError, match=r"--rows speed.*decode-0\.5b.*busy"):
+        decode.choose("llama.cpp", ("speed",))
+    with pytest.raises(InputError, match="--rows busy: not measured against transformers"):
+        decode.choose("transformers", ("busy",))
+
+
+def test_a_peer_that_is_unknown_or_not_built_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'ollama'.*llama\.cpp, transformers"):
+        Setting("ollama")
+    with pytest.raises(InputError, match=r"mobillama bench peers llama\.cpp"):
+        Setting("llama.cpp", peers_folder=tmp_path)
+
+
+def test_a_section_without_clean_rounds_gives_no_row_and_the_others_stand(tmp_path: Path) -> None:
+    def noisy(_: Setting) -> speed.Section:
+        raise MeasurementError("0 clean rounds of 15, expected 5")
+
+    def clean(_: Setting) -> speed.Section:
+        return [row("busy-0.5b-q4_0", [3.0], [1.0], "llama.cpp", "tokens/s")], {"said": 1}
+
+    sections = {"decode-0.5b": noisy, "busy": clean}
+    found = decode.run("decode", Setting("", folder=tmp_path), sections, decode.TARGETS)
+    assert [each["name"] for each in found["rows"]] == ["busy-0.5b-q4_0"]
+    assert found["failed"] == {"decode-0.5b": "0 clean rounds of 15, expected 5"}
+    assert found["targets"] == {"busy-0.5b-q4_0": (2.0, 3.0)} and found["about"] == {"busy": {"said": 1}}
+    saved = json.loads(Path(found["saved"]).read_text())
+    assert saved["rows"] == found["rows"] and saved["machine"]["cores"] >= 1
+
+
+def test_our_22_copies_count_only_as_a_strong_opponent() -> None:
+    info = {"bytes_per_token": 100}
+    strong = speed.judge_copies(info, copies=[13.0, 13.0], peer=[10.0, 10.0], bandwidth=[1700.0, 1700.0])
+    assert strong == {
+        "of_llama.cpp": pytest.approx(1.3),
+        "of_bandwidth": pytest.approx(1300 / 1700),
+        "row_counts": True,
+    }
+    assert not speed.judge_copies(info, copies=[12.9], peer=[10.0], bandwidth=[1700.0])["row_counts"]
+    assert not speed.judge_copies(info, copies=[13.0], peer=[10.0], bandwidth=[1800.0])["row_counts"]
+
+
+def test_keys_and_values_are_counted_for_all_layers() -> None:
+    half = {"num_hidden_layers": 22, "num_key_value_heads": 32, "head_dim": 64}
+    assert kv_bytes(half, "f16") == 180_224  # bytes a token, the paper's 0.5B
+    assert kv_bytes(half, "int8") == 90_112
+
+
+def test_every_target_is_of_a_row_that_a_section_gives() -> None:
+    half = speed.name_of(speed.HALF)
+    assert {f"decode-{half}", f"decode-{half}-copies", f"floor-{half}", f"memory-{half}"} <= set(decode.TARGETS)
+    assert f"decode-{speed.name_of(speed.EIGHT)}-copies" in decode.TARGETS
+    assert f"decode-{speed.name_of(speed.BASE)}" in decode.TARGETS
+    assert f"prefill-{half}" in prefill.TARGETS
+
+
+def test_the_program_that_is_missing_or_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"mobillama-run was found neither.*make setup"):
+        program.find()
+    (tmp_path / "mobillama-run").write_text("#!/bin/sh\necho no such model >&2\nexit 1\n")
+    (tmp_path / "mobillama-run").chmod(0o755)
+    with pytest.raises(MeasurementError, match="status 1: no such model"):
+        program.run(tmp_path / "model.gguf", [1, 2], 1)
+
+
+def test_ours_beside_transformers_is_measured_with_the_same_ids(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+    real = setting.Process.ask
+
+    def ask(process: setting.Process, do: str, **arguments: Any) -> dict[str, Any]:
+        asked.append((process.name, {"do": do, **arguments}))
+        if process.name == "transformers":  # its library takes seconds to import: its place is taken by a clock
+            return {"seconds": [0.01] * len(arguments.get("ids", []))}
+        return real(process, do, **arguments)
+
+    monkeypatch.setattr(setting.Process, "ask", ask)
+    rows, about = speed.decode(Setting("transformers", rounds=2, folder=tmp_path), tiny)
+    assert [each["name"] for each in rows] == ["decode-tiny-q4_0"]
+    assert rows[0]["peer"] == pytest.approx(100.0) and rows[0]["ours"] > 0
+    assert about["rounds"]["clean"] == 2
+    fed = {
+        name: [each["ids"] for side, each in asked if side == name and "ids" in each]
+        for name in ("ours", "transformers")
+    }
+    assert fed["ours"] == fed["transformers"] and len(fed["ours"][0]) == 8
+
+
+@pytest.mark.slow
+def test_sections_about_ourselves_give_their_rows(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LONG": 64, "NEAR": 8, "STEPS": 4}.items():
+        monkeypatch.setattr(speed, name, value)
+    monkeypatch.setattr(footprint, "IDLE_SECONDS", 1.0)
+    here = Setting("", rounds=1, folder=tmp_path)
+    rows, about = speed.context(here)
+    assert [each["name"] for each in rows] == ["context-tiny-q4_0-f16", "context-tiny-q4_0-int8"]
+    assert about["f16"]["extra_bytes"] == 2 * about["int8"]["extra_bytes"] == 2 * 2 * 4 * 64 * 56
+    idle, _ = footprint.idle(here)
+    assert idle[0]["unit"] == "% of a core" and idle[0]["ours"] < 5
+    _, energy = footprint.energy(here)
+    assert energy["looked_for"]
+
+
+@pytest.mark.slow
+def test_table6_prints_a_line_a_model(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table6, "MODELS", (tiny,))
+    found = table6.measure(rounds=1, folder=tmp_path)
+    assert found["failed"] == {}
+    assert [each["name"] for each in found["rows"]] == ["table6-tiny-q4_0"]
+    heading, line = found["table"].splitlines()
+    assert "tokens/s" in heading and "peak MB" in heading
+    assert tiny in line
