@@ -1,0 +1,243 @@
+// The integer kernels of AArch64, for any way to multiply bytes. A panel of 16 rows is four registers of 4 lanes.
+//
+// `Isa` has kBlock (the most tokens at once) and
+//   Sum                              dot products of 4 rows, zero when made
+//   add<kLane>(sum, codes, q)        4 rows x 4 signed codes, times bytes 4 * kLane to 4 * kLane + 3 of q
+//   widen(sum)                       to be called before the sum of an int16 can overflow; beside each call stands how
+//                                    far it can have grown
+//   total(sum)                       int32x4_t, after widen
+#pragma once
+
+#include <arm_neon.h>
+
+#include <utility>
+
+#include "kernels.h"
+#include "kernels_multiply.h"
+
+namespace mobillama {
+namespace {  // each file that includes this is built with its own instruction set and must keep its own copy
+
+constexpr int kAhead = 4096;  // bytes between a streamed weight's prefetch and its use
+
+template <int kBytes>
+inline void prefetch_ahead(const uint8_t* at) {
+  for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(at + kAhead + line, 0, 0);
+}
+
+// f(0), ..., f(kCount - 1) with the index known to the compiler: lanes are part of the instruction.
+template <class F, int... kIndex>
+inline void unroll(std::integer_sequence<int, kIndex...>, F f) {
+  (f(std::integral_constant<int, kIndex>{}), ...);
+}
+template <int kCount, class F>
+inline void unroll(F f) {
+  unroll(std::make_integer_sequence<int, kCount>{}, f);
+}
+
+inline float32x4_t load4(const float* at) { return vld1q_f32(at); }
+inline float32x4_t load4(const uint16_t* at) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at))); }
+inline float32x4_t load_scales(const uint8_t* at) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at))); }
+inline int8x16_t load_signed(const uint8_t* codes) {
+  return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes), vdupq_n_u8(128)));
+}
+
+struct Nibbles {
+  uint8x16_t low, high;  // of 4 rows, column groups j and j + 4
+  Nibbles(const uint8_t* tile, int j, int quad) {
+    const uint8x16_t both = vld1q_u8(tile + 64 * j + 16 * quad);
+    low = vandq_u8(both, vdupq_n_u8(15));
+    high = vshrq_n_u8(both, 4);
+  }
+};
+
+// ---- codes of a tile: `add` puts the dot products of 32 columns into sums[t][quad] ----
+
+struct Q4 {
+  static constexpr int kBytes = 288, kOffset = 8;
+  template <class Isa, int kTokens>
+  static void add(const uint8_t* tile, const int8_t* const q[kTokens], typename Isa::Sum sums[kTokens][4]) {
+    unroll<4>([&](auto j) {
+      for (int quad = 0; quad < 4; quad++) {
+        const Nibbles codes(tile, j, quad);
+        for (int t = 0; t < kTokens; t++) {
+          Isa::template add<j>(sums[t][quad], vreinterpretq_s8_u8(codes.low), vld1q_s8(q[t]));
+          Isa::template add<j>(sums[t][quad], vreinterpretq_s8_u8(codes.high), vld1q_s8(q[t] + 16));
+        }
+      }
+    });
+    for (int t = 0; t < kTokens; t++)
+      for (int quad = 0; quad < 4; quad++) Isa::widen(sums[t][quad]);  // 8 groups x 15 x 127 = 15,240
+  }
+};
+
+struct Q5 {
+  static constexpr int kBytes = 352, kOffset = 16;
+  // 16 where bit 4 * row + i of column group j's mask is set, for the four rows of a quad.
+  static uint8x16_t fifth_bits(const uint8_t* tile, int j, int quad) {
+    const uint8_t* mask = tile + 256 + 8 * j + 2 * quad;
+    const uint8x16_t bytes = vcombine_u8(vld1_dup_u8(mask), vld1_dup_u8(mask + 1));
+    const uint8x16_t bit_of = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+    return vandq_u8(vtstq_u8(bytes, bit_of), vdupq_n_u8(16));
+  }
+  template <class Isa, int kTokens>
+  static void add(const uint8_t* tile, const int8_t* const q[kTokens], typename Isa::Sum sums[kTokens][4]) {
+    unroll<4>([&](auto j) {
+      for (int quad = 0; quad < 4; quad++) {
+        const Nibbles codes(tile, j, quad);
+        const int8x16_t low = vreinterpretq_s8_u8(vorrq_u8(codes.low, fifth_bits(tile, j, quad)));
+        const int8x16_t high = vreinterpretq_s8_u8(vorrq_u8(codes.high, fifth_bits(tile, j + 4, quad)));
+        for (int t = 0; t < kTokens; t++) {
+          Isa::template add<j>(sums[t][quad], low, vld1q_s8(q[t]));
+          Isa::template add<j>(sums[t][quad], high, vld1q_s8(q[t] + 16));
+        }
+      }
+    });
+    for (int t = 0; t < kTokens; t++)
+      for (int quad = 0; quad < 4; quad++) Isa::widen(sums[t][quad]);  // 8 groups x 31 x 127 = 31,496
+  }
+};
+
+struct Q8 {
+  static constexpr int kBytes = 544, kOffset = 0;  // the codes are made signed instead
+  template <class Isa, int kTokens>
+  static void add(const uint8_t* tile, const int8_t* const q[kTokens], typename Isa::Sum sums[kTokens][4]) {
+    unroll<4>([&](auto j) {
+      for (int quad = 0; quad < 4; quad++) {
+        const int8x16_t first = load_signed(tile + 64 * j + 16 * quad),
+                        second = load_signed(tile + 64 * (j + 4) + 16 * quad);
+        for (int t = 0; t < kTokens; t++) {
+          Isa::template add<j>(sums[t][quad], first, vld1q_s8(q[t]));
+          Isa::template add<j>(sums[t][quad], second, vld1q_s8(q[t] + 16));
+          Isa::widen(sums[t][quad]);  // 2 groups x 128 x 127 = 32,512
+        }
+      }
+    });
+  }
+};
+
+// kTokens activation vectors against one panel: a tile's codes are unpacked once for all of them.
+template <class Isa, class Codes>
+struct Groups {
+  static constexpr int kBlock = Isa::kBlock;
+  template <int kTokens, bool kStream>
+  static void run(const Panels& w, const uint8_t* tile, const Activations& x, int first, float* y, size_t stride) {
+    const int groups = w.cols / kGroup;
+    float32x4_t acc[kTokens][4];
+    const int8_t* q[kTokens];
+    size_t at[kTokens];
+    for (int t = 0; t < kTokens; t++) {
+      at[t] = size_t(first + t) * size_t(groups);
+      q[t] = x.q + at[t] * kGroup;
+      for (int quad = 0; quad < 4; quad++) acc[t][quad] = vdupq_n_f32(0);
+    }
+    for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
+      if constexpr (kStream) prefetch_ahead<Codes::kBytes>(tile);
+      typename Isa::Sum sums[kTokens][4] = {};
+      Codes::template add<Isa, kTokens>(tile, q, sums);
+      for (int quad = 0; quad < 4; quad++) {
+        const float32x4_t weight_scale = load_scales(tile + Codes::kBytes - 32 + 8 * quad);
+        for (int t = 0; t < kTokens; t++) {
+          int32x4_t dot = Isa::total(sums[t][quad]);
+          if constexpr (Codes::kOffset != 0) dot = vsubq_s32(dot, vdupq_n_s32(Codes::kOffset * x.sum[at[t]]));
+          acc[t][quad] = vfmaq_f32(acc[t][quad], vcvtq_f32_s32(dot), vmulq_n_f32(weight_scale, x.scale[at[t]]));
+        }
+      }
+      for (int t = 0; t < kTokens; t++) at[t]++, q[t] += kGroup;
+    }
+    for (int t = 0; t < kTokens; t++)
+      for (int quad = 0; quad < 4; quad++) vst1q_f32(y + size_t(first + t) * stride + 4 * quad, acc[t][quad]);
+  }
+};
+
+template <class Isa>
+struct Supers {  // Q6K
+  static constexpr int kBlock = Isa::kBlock, kTile = 384;
+
+  // The sixteenth kHalf of a tile: dots[t][quad] += (its scale) * (code - 32) . q.
+  template <int kHalf, int kTokens>
+  static void add(const uint8_t* tile, const uint8_t* scales, const int8_t* const q[kTokens],
+                  const int32_t* const half_sum[kTokens], int32x4_t dots[kTokens][4]) {
+    const int8x16_t bytes = vld1q_s8(reinterpret_cast<const int8_t*>(scales + 16 * kHalf));
+    const int16x8_t words[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
+    const uint8x16_t two_bits = vdupq_n_u8(0x30);
+    for (int quad = 0; quad < 4; quad++) {
+      typename Isa::Sum sums[kTokens] = {};
+      const uint8x16_t bits = vld1q_u8(tile + 256 + 64 * kHalf + 16 * quad);
+      const uint8x16_t shifted[4] = {vshlq_n_u8(bits, 4), vshlq_n_u8(bits, 2), bits, vshrq_n_u8(bits, 2)};
+      unroll<4>([&](auto i) {
+        const Nibbles nibbles(tile, i, quad);
+        const uint8x16_t codes = vorrq_u8(kHalf == 0 ? nibbles.low : nibbles.high, vandq_u8(shifted[i], two_bits));
+        for (int t = 0; t < kTokens; t++)
+          Isa::template add<i>(sums[t], vreinterpretq_s8_u8(codes), vld1q_s8(q[t] + 16 * kHalf));
+      });
+      const int32x4_t scale =
+          quad % 2 == 0 ? vmovl_s16(vget_low_s16(words[quad / 2])) : vmovl_high_s16(words[quad / 2]);
+      for (int t = 0; t < kTokens; t++) {
+        Isa::widen(sums[t]);  // 4 groups x 63 x 127 = 32,004
+        const int32x4_t dot = vsubq_s32(Isa::total(sums[t]), vdupq_n_s32(32 * half_sum[t][kHalf]));
+        dots[t][quad] = vmlaq_s32(dots[t][quad], dot, scale);
+      }
+    }
+  }
+
+  template <int kTokens, bool kStream>
+  static void run(const Panels& w, const uint8_t* block, const Activations& x, int first, float* y, size_t stride) {
+    constexpr int kGroups = kSuper / kGroup, kBytes = 3360;
+    const int groups = w.cols / kGroup;
+    float32x4_t acc[kTokens][4];
+    const int8_t* q[kTokens];
+    const int32_t* half_sum[kTokens];
+    const float* scale[kTokens];
+    for (int t = 0; t < kTokens; t++) {
+      const size_t at = size_t(first + t) * size_t(groups);
+      q[t] = x.q + at * kGroup;
+      half_sum[t] = x.half_sum + 2 * at;
+      scale[t] = x.scale + at;
+      for (int quad = 0; quad < 4; quad++) acc[t][quad] = vdupq_n_f32(0);
+    }
+    for (int g = 0; g < groups; g++) {
+      const int inside = g % kGroups;
+      const uint8_t* tile = block + 288 + kTile * inside;
+      const uint8_t* scales = block + 32 + 32 * inside;
+      if constexpr (kStream) prefetch_ahead<kTile>(tile);
+      int32x4_t dots[kTokens][4] = {};
+      add<0, kTokens>(tile, scales, q, half_sum, dots);
+      add<1, kTokens>(tile, scales, q, half_sum, dots);
+      for (int quad = 0; quad < 4; quad++) {
+        const float32x4_t weight_scale = load_scales(block + 8 * quad);
+        for (int t = 0; t < kTokens; t++)
+          acc[t][quad] = vfmaq_f32(acc[t][quad], vcvtq_f32_s32(dots[t][quad]), vmulq_n_f32(weight_scale, scale[t][g]));
+      }
+      for (int t = 0; t < kTokens; t++) q[t] += kGroup, half_sum[t] += 2;
+      if (inside == kGroups - 1) block += kBytes;
+    }
+    for (int t = 0; t < kTokens; t++)
+      for (int quad = 0; quad < 4; quad++) vst1q_f32(y + size_t(first + t) * stride + 4 * quad, acc[t][quad]);
+  }
+};
+
+template <class Isa>
+void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
+                 float* scores) {
+  const uint8_t* at = static_cast<const uint8_t*>(keys);
+  const int ahead = kAhead / head_dim;  // positions: a prefetch past the last one would only miss its page
+  for (int s = 0; s < length; s += 16) {
+    typename Isa::Sum sums[4] = {};
+    for (int d = 0; d < head_dim; d += 4, at += 64) {
+      if (s + ahead < length) prefetch_ahead<64>(at);
+      const int8x16_t q = vreinterpretq_s8_s32(vld1q_dup_s32(reinterpret_cast<const int32_t*>(query.q + d)));
+      for (int quad = 0; quad < 4; quad++) {
+        Isa::template add<0>(sums[quad], load_signed(at + 16 * quad), q);
+        Isa::widen(sums[quad]);
+      }
+    }
+    for (int quad = 0; quad < 4; quad++) {
+      const float32x4_t scale = vmulq_n_f32(vld1q_f32(key_scales + s + 4 * quad), query.scale);
+      vst1q_f32(scores + s + 4 * quad, vmulq_f32(vcvtq_f32_s32(Isa::total(sums[quad])), scale));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mobillama
