@@ -14,7 +14,7 @@ class Guarded {
  public:
   // With `slack`, that many elements are left unused before the page: for other alignments.
   explicit Guarded(size_t count, size_t slack = 0) : count_(count) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t page = size_t(sysconf(_SC_PAGESIZE));
     const size_t inner = ((count + slack) * sizeof(T) + page - 1) / page * page;
     mapped_ = inner + 2 * page;  // a page that faults on both sides
     void* memory = mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -2,8 +2,11 @@
 //
 //   kernels --isa NAME [--seed N]     exit status 0: equal; 1: not; 77: this machine or build lacks NAME
 //
-// Every buffer ends where its data ends, at a page that faults, so that a read or write outside is seen. With `slack` it
-// ends a few elements earlier instead, for starts that no vector register is aligned with. NaN is left out of all inputs.
+// Every buffer ends where its data ends, at a page that faults, so that a read or write outside is seen. With `slack`
+// it ends a few elements earlier instead, for starts that no vector register is aligned with. NaN is left out of all
+// inputs.
+#include "kernels.h"
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -19,7 +22,6 @@
 #include "cpu.h"
 #include "failure.h"
 #include "guarded.h"
-#include "kernels.h"
 #include "tensor_type.h"
 
 namespace {
@@ -38,7 +40,8 @@ struct Pair {
   Guarded<T> got, want;
   Pair(size_t count, size_t slack) : got(count, slack), want(count, slack) {
     for (size_t i = 0; i < count * sizeof(T); i++)
-      reinterpret_cast<uint8_t*>(got.data())[i] = reinterpret_cast<uint8_t*>(want.data())[i] = static_cast<uint8_t>(i % 61);
+      reinterpret_cast<uint8_t*>(got.data())[i] = reinterpret_cast<uint8_t*>(want.data())[i] =
+          static_cast<uint8_t>(i % 61);
   }
   void compare(const std::string& what) const {
     comparisons++;
@@ -49,7 +52,8 @@ struct Pair {
         std::exit(1);
       }
       if (std::memcmp(got.data() + i, want.data() + i, sizeof(T)) == 0) continue;
-      std::printf("%s: element %zu of %zu is %.9g, the scalar kernel has %.9g\n", what.c_str(), i, got.size(), found, expected);
+      std::printf("%s: element %zu of %zu is %.9g, the scalar kernel has %.9g\n", what.c_str(), i, got.size(), found,
+                  expected);
       std::exit(1);
     }
   }
@@ -79,7 +83,7 @@ void set_scales(uint8_t* at) {
 }
 
 size_t panel_bytes(Layout layout, int cols) {
-  const size_t c = static_cast<size_t>(cols);
+  const size_t c = size_t(cols);
   switch (layout) {
     case Layout::F32: return 64 * c;
     case Layout::F16:
@@ -93,7 +97,8 @@ size_t panel_bytes(Layout layout, int cols) {
 }
 
 void fill_weights(Layout layout, Fill fill, uint8_t* data, size_t bytes) {
-  for (size_t i = 0; i < bytes; i++) data[i] = fill == Fill::Random ? static_cast<uint8_t>(random_bits()) : fill == Fill::Low ? 0 : 255;
+  for (size_t i = 0; i < bytes; i++)
+    data[i] = fill == Fill::Random ? static_cast<uint8_t>(random_bits()) : fill == Fill::Low ? 0 : 255;
   if (layout == Layout::F32)
     for (size_t i = 0; i < bytes; i += 4) {
       const float value = any_float(any(0, 9) == 0 ? 1e-38f : 1.0f);
@@ -102,7 +107,8 @@ void fill_weights(Layout layout, Fill fill, uint8_t* data, size_t bytes) {
   if (layout == Layout::F16 || layout == Layout::BF16)
     for (size_t i = 0; i < bytes; i += 2) {
       const float value = any_float(1.0f);
-      const uint16_t half = layout == Layout::F16 ? any_scale() : static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+      const uint16_t half =
+          layout == Layout::F16 ? any_scale() : static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
       std::memcpy(data + i, &half, 2);
     }
   const size_t tile = layout == Layout::Q4 ? 288 : layout == Layout::Q5 ? 352 : 544;
@@ -122,8 +128,11 @@ struct Inputs {
   Activations view;
 
   Inputs(int n, int cols, bool whole_groups, Fill fill, size_t slack)
-      : x(size_t(n) * size_t(cols), slack), scale(size_t(n) * size_t(cols / kGroup), slack), q(size_t(n) * size_t(cols), slack),
-        sum(size_t(n) * size_t(cols / kGroup), slack), half_sum(size_t(n) * 2 * size_t(cols / kGroup), slack) {
+      : x(size_t(n) * size_t(cols), slack),
+        scale(size_t(n) * size_t(cols / kGroup), slack),
+        q(size_t(n) * size_t(cols), slack),
+        sum(size_t(n) * size_t(cols / kGroup), slack),
+        half_sum(size_t(n) * 2 * size_t(cols / kGroup), slack) {
     for (size_t i = 0; i < x.size(); i++) {
       x.data()[i] = any_float(2.0f);
       q.data()[i] = static_cast<int8_t>(fill == Fill::Random ? any(-127, 127) : fill == Fill::Low ? -127 : 127);
@@ -144,15 +153,16 @@ struct Inputs {
 
 void compare_multiply(const Kernels& table, Layout layout, int cols, int n, Fill codes, Fill inputs) {
   constexpr int kPanels = 3;
-  const size_t slack = static_cast<size_t>(any(0, 3));
+  const size_t slack = size_t(any(0, 3));
   Guarded<uint8_t> data(kPanels * panel_bytes(layout, cols), slack);
   fill_weights(layout, codes, data.data(), data.size());
   const Inputs x(n, cols, !is_float(layout), inputs, slack);
   const int ranges[][3] = {{0, 3, 3}, {0, 3, 0}, {0, 3, 2}, {1, 2, 1}, {2, 3, 3}, {1, 1, 0}};  // begin, end, resident
   const auto [begin, end, resident] = std::to_array(ranges[n == 1 ? comparisons % 6 : any(0, 5)]);
-  const Panels w{layout, kPanels * kPanelRows - any(0, 15), cols, kPanels, panel_bytes(layout, cols), data.data(), resident};
-  const size_t stride = static_cast<size_t>(kPanels * kPanelRows + any(0, 5));
-  Pair<float> y(static_cast<size_t>(n - 1) * stride + kPanels * kPanelRows, slack);
+  const Panels w{layout,  kPanels * kPanelRows - any(0, 15), cols, kPanels, panel_bytes(layout, cols), data.data(),
+                 resident};
+  const size_t stride = size_t(kPanels * kPanelRows + any(0, 5));
+  Pair<float> y(size_t(n - 1) * stride + kPanels * kPanelRows, slack);
   const int index = static_cast<int>(layout);
   scalar_kernels()->multiply[index](w, begin, end, x.view, n, y.want.data(), stride);
   table.multiply[index](w, begin, end, x.view, n, y.got.data(), stride);
@@ -162,7 +172,7 @@ void compare_multiply(const Kernels& table, Layout layout, int cols, int n, Fill
 void compare_all_multiply(const Kernels& table) {
   for (int index = 0; index < kLayouts; index++) {
     const Layout layout = static_cast<Layout>(index);
-    const std::vector<int> sizes = is_float(layout)       ? std::vector{1, 2, 3, 5, 30, 64, 67, 256}
+    const std::vector<int> sizes = is_float(layout)        ? std::vector{1, 2, 3, 5, 30, 64, 67, 256}
                                    : layout == Layout::Q6K ? std::vector{256, 512, 2048}
                                                            : std::vector{32, 64, 96, 256, 512, 2048};
     for (const int cols : sizes) {
@@ -171,7 +181,8 @@ void compare_all_multiply(const Kernels& table) {
       if (is_float(layout)) continue;
       for (const int n : {1, 4})
         for (const Fill codes : {Fill::Low, Fill::High})
-          for (const Fill inputs : {Fill::Low, Fill::High, Fill::Random}) compare_multiply(table, layout, cols, n, codes, inputs);
+          for (const Fill inputs : {Fill::Low, Fill::High, Fill::Random})
+            compare_multiply(table, layout, cols, n, codes, inputs);
     }
   }
 }
@@ -182,23 +193,26 @@ void compare_quantize(const Kernels& table) {
   for (const int group : {16, 20, 32, 48, 64, 80, 96, 128, 256})
     for (int round = 0; round < 12; round++) {
       const int groups = any(1, 5), count = group * groups;
-      const size_t slack = static_cast<size_t>(any(0, 3));
-      Guarded<float> x(static_cast<size_t>(count), slack);
+      const size_t slack = size_t(any(0, 3));
+      Guarded<float> x(size_t(count), slack);
       for (int g = 0; g < groups; g++) {
-        const int kind = any(0, 4);  // zeros; ties of the rounding (x * inverse is a half); small, large, and usual values
+        const int kind =
+            any(0, 4);  // zeros; ties of the rounding (x * inverse is a half); small, large, and usual values
         const float size = kind == 2 ? 1e-30f : kind == 3 ? 1e30f : 3.0f;
         for (int i = 0; i < group; i++) {
           const float tie = i == 0 ? 127.0f : static_cast<float>(any(-126, 125)) + 0.5f;
           x.data()[g * group + i] = kind == 0 ? (i % 2 == 0 ? 0.0f : -0.0f) : kind == 1 ? tie : any_float(size);
         }
       }
-      const size_t n = static_cast<size_t>(groups);
-      Pair<int8_t> q(static_cast<size_t>(count), slack);
+      const size_t n = size_t(groups);
+      Pair<int8_t> q(size_t(count), slack);
       Pair<float> scale(n, slack);
       Pair<int32_t> sum(n, slack), half_sum(2 * n, slack);
       const bool halves = round % 3 != 0;
-      scalar_kernels()->quantize(x.data(), count, group, q.want.data(), scale.want.data(), sum.want.data(), halves ? half_sum.want.data() : nullptr);
-      table.quantize(x.data(), count, group, q.got.data(), scale.got.data(), sum.got.data(), halves ? half_sum.got.data() : nullptr);
+      scalar_kernels()->quantize(x.data(), count, group, q.want.data(), scale.want.data(), sum.want.data(),
+                                 halves ? half_sum.want.data() : nullptr);
+      table.quantize(x.data(), count, group, q.got.data(), scale.got.data(), sum.got.data(),
+                     halves ? half_sum.got.data() : nullptr);
       const std::string what = label("quantize group, groups:", group, groups);
       q.compare(what), scale.compare(what), sum.compare(what), half_sum.compare(what);
     }
@@ -213,7 +227,7 @@ void compare_vectors(const Kernels& table) {
   const Kernels& scalar = *scalar_kernels();
   for (int round = 0; round < 400; round++) {
     const int n = round < 100 ? round + 1 : any(1, 700);
-    const size_t count = static_cast<size_t>(n), slack = static_cast<size_t>(any(0, 3));
+    const size_t count = size_t(n), slack = size_t(any(0, 3));
     Guarded<float> x(count, slack), weight(count, slack);
     for (size_t i = 0; i < count; i++) x.data()[i] = any_float(3.0f), weight.data()[i] = any_float(2.0f);
     if (round % 10 == 0) std::fill_n(x.data(), count, 0.0f);
@@ -230,8 +244,8 @@ void compare_vectors(const Kernels& table) {
     gate.compare(label("swiglu n:", n));
 
     const int half = n % 70 + 1;
-    Guarded<float> cosine(static_cast<size_t>(half), slack), sine(static_cast<size_t>(half), slack);
-    Pair<float> pairs(2 * static_cast<size_t>(half), slack);
+    Guarded<float> cosine(size_t(half), slack), sine(size_t(half), slack);
+    Pair<float> pairs(2 * size_t(half), slack);
     for (int i = 0; i < half; i++) {
       cosine.data()[i] = any_float(1.0f), sine.data()[i] = any(0, 9) == 0 ? 0.0f : any_float(1.0f);
       for (const int at : {i, i + half}) pairs.got.data()[at] = pairs.want.data()[at] = any_float(2.0f);
@@ -249,13 +263,15 @@ void compare_to_half(const Kernels& table) {
     const float low = half_to_float(static_cast<uint16_t>(half));
     const float high = half == 0x7bff ? 65536.0f : half_to_float(static_cast<uint16_t>(half + 1));
     for (const float value : {low, low + (high - low) / 2})
-      for (const float near : {value, std::nextafter(value, INFINITY), std::nextafter(value, -INFINITY)}) values.push_back(half % 2 ? -near : near);
+      for (const float near : {value, std::nextafter(value, INFINITY), std::nextafter(value, -INFINITY)})
+        values.push_back(half % 2 ? -near : near);
   }
   for (int i = 0; i < 100000; i++)
-    if (const float value = std::bit_cast<float>(static_cast<uint32_t>(random_bits())); !std::isnan(value)) values.push_back(value);
+    if (const float value = std::bit_cast<float>(static_cast<uint32_t>(random_bits())); !std::isnan(value))
+      values.push_back(value);
   values.insert(values.end(), {INFINITY, -INFINITY, 0.0f, -0.0f, 65519.0f, 65520.0f, -65520.0f, 3e38f});
   for (size_t at = 0; at < values.size();) {
-    const size_t count = std::min(values.size() - at, static_cast<size_t>(any(1, 100))), slack = static_cast<size_t>(any(0, 3));
+    const size_t count = std::min(values.size() - at, size_t(any(1, 100))), slack = size_t(any(0, 3));
     Guarded<float> x(count, slack);
     std::copy_n(values.data() + at, count, x.data());
     Pair<uint16_t> out(count, slack);
@@ -271,14 +287,15 @@ void compare_to_half(const Kernels& table) {
 void fill_cache(int type, void* data, size_t count, bool extreme) {
   for (size_t i = 0; i < count; i++) {
     if (type == 0) static_cast<uint16_t*>(data)[i] = any_scale();
-    if (type == 1) static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(extreme ? (i % 3 == 0 ? 1 : 255) : any(1, 255));
+    if (type == 1)
+      static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(extreme ? (i % 3 == 0 ? 1 : 255) : any(1, 255));
     if (type == 2) static_cast<float*>(data)[i] = any_float(2.0f);
   }
 }
 
 void compare_attention(const Kernels& table, int type, int head_dim, int length) {
   const Kernels& scalar = *scalar_kernels();
-  const size_t slack = static_cast<size_t>(any(0, 3)), dim = static_cast<size_t>(head_dim), used = static_cast<size_t>(length);
+  const size_t slack = size_t(any(0, 3)), dim = size_t(head_dim), used = size_t(length);
   const size_t whole = (used + 15) / 16 * 16, width = type == 0 ? 2 : type == 1 ? 1 : 4;
   const bool extreme = any(0, 3) == 0;
   Guarded<uint8_t> keys(whole * dim * width, slack * width), values(used * dim * width, slack * width);
@@ -331,7 +348,8 @@ void check_exponential(const Kernels& table) {
     const double exact = std::exp(static_cast<double>(scores[1]));
     table.softmax(scores, 2);
     comparisons++;
-    if (std::abs(scores[1] - exact) < 2.5e-7 * exact) continue;  // 1.3e-7 is left out of the series, the rest is rounding
+    if (std::abs(scores[1] - exact) < 2.5e-7 * exact)
+      continue;  // 1.3e-7 is left out of the series, the rest is rounding
     std::printf("exp at step %d is %.9g, exactly %.9g\n", i, static_cast<double>(scores[1]), exact);
     std::exit(1);
   }
