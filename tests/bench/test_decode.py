@@ -26,7 +26,7 @@ max_position_embeddings = 256
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A tiny preset in place of the 0.5B, few tokens, and a machine on which nothing else runs."""
+    """A tiny preset in place of the 0.5B, few tokens, and rounds that all count."""
     path = tmp_path / "tiny.toml"
     path.write_text(SHAPE)
     for module in (speed, footprint, prefill, table6):
@@ -34,7 +34,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             monkeypatch.setattr(module, name, value, raising=False)
     for name, value in {"DECODED": 4, "BANDWIDTH_BYTES": 1 << 22, "BANDWIDTH_SECONDS": 0.01}.items():
         monkeypatch.setattr(setting, name, value)
-    monkeypatch.setattr(rounds, "others", lambda before, after, ours: 0.0)
+    monkeypatch.setattr(rounds, "judge", lambda taken, of_best: [""] * len(taken))
     return str(path)
 
 
@@ -54,6 +54,7 @@ def test_a_ratio_above_one_is_always_ours_being_better() -> None:
 
 def test_every_section_can_be_chosen_and_an_unknown_one_is_named_with_those_that_exist() -> None:
     assert decode.choose("llama.cpp", ()) == list(decode.SECTIONS)
+    assert decode.choose("llama.cpp", ("ffn-curve",)) == ["ffn-curve"]
     assert decode.choose("llama.cpp", ("idle", "decode-0.5b")) == ["decode-0.5b", "idle"]
     assert decode.choose("transformers", ()) == ["decode-0.5b"]
     with pytest.raises(InputError, match=r"--rows speed.*decode-0\.5b.*busy"):
@@ -157,6 +158,10 @@ def test_sections_about_ourselves_give_their_rows(tiny: str, tmp_path: Path, mon
     assert about["f16"]["extra_bytes"] == 2 * about["int8"]["extra_bytes"] == 2 * 2 * 4 * 64 * 56
     idle, _ = footprint.idle(here)
     assert idle[0]["unit"] == "% of a core" and idle[0]["ours"] < 5
+    monkeypatch.setattr(speed, "FFN_MEGABYTES", (1,))
+    curve, said = speed.ffn_curve(here)
+    # A whole number of blocks: 36 x 256 weights in a row, three matrices of 64 columns, 4.5 bits each: 1 MB.
+    assert curve[0]["name"] == "ffn-1-mb-q4_0" and said["ffn-1-mb"]["intermediate_size"] == 36 * 256
     _, energy = footprint.energy(here)
     assert energy["looked_for"]
 

@@ -54,6 +54,13 @@ class Setting:
         """The shape of a preset."""
         return read_recipe(ModelConfig, preset)
 
+    def write_preset(self, shape: ModelConfig) -> str:
+        """A shape as a model recipe's file, for the functions here that take a preset."""
+        path = self.folder / f"{shape.name}.toml"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in shape.tree().items()), "utf-8")
+        return str(path)
+
     def ids(self, preset: str, count: int) -> list[int]:
         """The ids that every side is fed: the same for every count, up to its length."""
         numbers = random.Random(SEED)

@@ -21,6 +21,7 @@ SHORT = {HALF: "0.5b", EIGHT: "0.8b", BASE: "1.2b"}
 COPIES_OF_LLAMA, COPIES_OF_BANDWIDTH = 1.3, 0.75
 LONG, NEAR, STEPS = 1536, 64, 32  # tokens of context, compared; tokens decoded after each
 BUSY_TOKENS = 64
+FFN_MEGABYTES = (8, 16, 24, 32, 48, 64)
 Section = tuple[list[dict[str, Any]], dict[str, Any]]  # rows, and what else is to be said
 
 
@@ -180,3 +181,32 @@ def avx2(setting: Setting) -> Section:
         measured = setting.measure("avx2", turns)
     speeds = measured.speeds("avx2"), measured.speeds("avx512")
     return [row(f"avx2-{name_of(HALF)}", *speeds, "ours, avx512", "tokens/s")], {"rounds": measured.tree()}
+
+
+def ffn_curve(setting: Setting) -> Section:
+    """Tokens per second of the 0.5B's shape with one FFN of 8 to 64 MB: what leaving the cache costs.
+
+    The peer's column is what reading every weight once from memory would allow.
+    """
+    base = setting.config(HALF)
+    rows, about = [], {}
+    for megabytes in FFN_MEGABYTES:
+        # Three matrices of 4.5 bits a weight; whole blocks of 256 in every row.
+        intermediate = round(megabytes * 1e6 * 8 / 4.5 / 3 / base.hidden_size / 256) * 256
+        shape = base.model_copy(update={"name": f"ffn-{megabytes}-mb", "intermediate_size": intermediate})
+        preset = setting.write_preset(shape)
+        ids = setting.ids(preset, PROMPT + at.DECODED)
+        with setting.ours(preset) as ours:
+            ours.ask("prefill", ids=ids[:PROMPT])
+            turns = {
+                "ours": (ours, decoding(ours, ids[PROMPT:], PROMPT)),
+                "memory": (ours, reading_memory(ours, setting.threads)),
+            }
+            measured = setting.measure(f"FFN of {megabytes} MB", turns)
+        read = ours.about["unique_bytes_per_token"] + kv_bytes(ours.about, "f16") * (PROMPT + at.DECODED / 2)
+        floor = [each / read for each in measured.speeds("memory")]
+        rows.append(
+            row(f"ffn-{megabytes}-mb-{at.TYPES}", measured.speeds("ours"), floor, "memory bandwidth", "tokens/s")
+        )
+        about[shape.name] = {"rounds": measured.tree(), "intermediate_size": intermediate}
+    return rows, about
