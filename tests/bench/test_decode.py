@@ -98,6 +98,14 @@ def test_our_22_copies_count_only_as_a_strong_opponent() -> None:
     assert not speed.judge_copies(info, copies=[13.0], peer=[10.0], bandwidth=[1800.0])["row_counts"]
 
 
+def test_every_preset_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobillama.export.gguf_file.quantize_model", lambda *_, **__: None)
+    monkeypatch.setattr(setting.machine, "describe_file", lambda path: {"file": str(path)})
+    here = Setting("", folder=tmp_path)
+    files = [here.file(preset, kind) for preset in table6.MODELS for kind in ("mobillama", "llama")]
+    assert len(set(files)) == 6 and files[0].name == "mobillama-0.5b-q4_0-mobillama.gguf"
+
+
 def test_keys_and_values_are_counted_for_all_layers() -> None:
     half = {"num_hidden_layers": 22, "num_key_value_heads": 32, "head_dim": 64}
     assert kv_bytes(half, "f16") == 180_224  # bytes a token, the paper's 0.5B

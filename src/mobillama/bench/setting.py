@@ -68,7 +68,7 @@ class Setting:
 
     def file(self, preset: str, architecture: Literal["mobillama", "llama"] = "mobillama") -> Path:
         """The GGUF file of a preset's random weights, written at the first use. llama: 22 copies, for llama.cpp."""
-        name = Path(preset).stem
+        name = plain(preset)
         path = self.folder / f"{name}-{TYPES}-{architecture}.gguf"
         if not path.exists():
             from mobillama.export.gguf_file import quantize_model
@@ -98,7 +98,7 @@ class Setting:
             process.about = process.ask("open", file=file, share_ffn=share_ffn, resident_bytes=resident_bytes)
             process.ask("context", max_tokens=tokens, threads=self.threads, kv=kv, max_sequences=sequences)
             if share_ffn and not isa:
-                self.models[f"{Path(preset).stem} in our engine"] = process.about
+                self.models[f"{plain(preset)} in our engine"] = process.about
             yield process
 
     @contextlib.contextmanager
@@ -115,7 +115,7 @@ class Setting:
         python = peers.python_of(self.against, self.peers_folder)
         with Process("llama.cpp", engines.command("llama.cpp", python)) as process:
             process.about = process.ask("open", file=str(self.file(preset, "llama")), mmap=mmap)
-            self.models[f"{Path(preset).stem} in llama.cpp"] = process.about
+            self.models[f"{plain(preset)} in llama.cpp"] = process.about
             settings = options or self.best(preset, process)
             process.ask("context", max_tokens=tokens, threads=self.threads, kv=kv, **settings)
             yield process
@@ -168,6 +168,15 @@ class Setting:
         processes = {name: process for name, (process, _) in turns.items()}
         sides = Sides(processes, {name: turn for name, (_, turn) in turns.items()}, beside)
         return interleave(what, sides, self.rounds, of_best=of_best)
+
+
+def plain(preset: str) -> str:
+    """The name of a preset, which may be a recipe's file.
+
+    >>> plain("mobillama-0.5b"), plain("some/tiny.toml")
+    ('mobillama-0.5b', 'tiny')
+    """
+    return Path(preset).name.removesuffix(".toml")
 
 
 def decoding(process: Process, ids: Sequence[int], after: int, sequence: int = 0) -> Turn:

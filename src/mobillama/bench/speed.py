@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from mobillama.bench import setting as at
@@ -27,7 +26,7 @@ Section = tuple[list[dict[str, Any]], dict[str, Any]]  # rows, and what else is 
 
 def name_of(preset: str) -> str:
     """The model's part of a row's name."""
-    return f"{SHORT.get(preset, Path(preset).stem)}-{at.TYPES}"
+    return f"{SHORT.get(preset, at.plain(preset))}-{at.TYPES}"
 
 
 def decode_half(setting: Setting) -> Section:
