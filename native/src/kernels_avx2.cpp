@@ -52,7 +52,8 @@ void quantize(const float* x, int count, int group, int8_t* q, float* scale, int
     __m256 most = _mm256_setzero_ps();
     for (int i = 0; i < group; i += 8) most = _mm256_max_ps(most, _mm256_and_ps(load_some(x + i, group - i), size));
     const float largest = largest_of(most);
-    const __m256 inverse = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+    const float exact = 127.0f / largest;
+    const __m256 inverse = _mm256_set1_ps(std::isinf(exact) ? 0.0f : exact);  // largest is 0, or too small to divide by
     for (int i = 0; i < group; i += 8) {
       const __m256i codes = _mm256_cvtps_epi32(_mm256_mul_ps(load_some(x + i, group - i), inverse));
       const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));

@@ -116,7 +116,8 @@ void quantize(const float* x, int count, int group, int8_t* q, float* scale, int
     float32x4_t most = vdupq_n_f32(0);
     for (int i = 0; i < group; i += 4) most = vmaxq_f32(most, vabsq_f32(vld1q_f32(x + i)));
     const float largest = vmaxvq_f32(most);
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const float exact = 127.0f / largest;
+    const float inverse = std::isinf(exact) ? 0.0f : exact;  // largest is 0, or too small to divide by
     for (int i = 0; i < group; i += 4) {
       const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse)));
       const int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));

@@ -122,7 +122,8 @@ void quantize(const float* x, int count, int group, int8_t* q, float* scale, int
   for (int begin = 0, g = 0; begin < count; begin += group, g++) {
     float largest = 0;
     for (int i = 0; i < group; i++) largest = std::max(largest, std::fabs(x[begin + i]));
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const float exact = 127.0f / largest;
+    const float inverse = std::isinf(exact) ? 0.0f : exact;  // largest is 0, or too small to divide by
     int32_t halves[2] = {};
     for (int i = 0; i < group; i++) {
       const float code = std::nearbyint(x[begin + i] * inverse);

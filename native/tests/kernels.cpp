@@ -196,9 +196,8 @@ void compare_quantize(const Kernels& table) {
       const size_t slack = size_t(any(0, 3));
       Guarded<float> x(size_t(count), slack);
       for (int g = 0; g < groups; g++) {
-        const int kind =
-            any(0, 4);  // zeros; ties of the rounding (x * inverse is a half); small, large, and usual values
-        const float size = kind == 2 ? 1e-30f : kind == 3 ? 1e30f : 3.0f;
+        const int kind = any(0, 5);  // zeros; ties of the rounding (x * inverse is a half); values of a size
+        const float size = std::array{0.0f, 0.0f, 1e-38f, 1e-30f, 1e30f, 3.0f}[size_t(kind)];
         for (int i = 0; i < group; i++) {
           const float tie = i == 0 ? 127.0f : static_cast<float>(any(-126, 125)) + 0.5f;
           x.data()[g * group + i] = kind == 0 ? (i % 2 == 0 ? 0.0f : -0.0f) : kind == 1 ? tie : any_float(size);
