@@ -76,12 +76,14 @@ struct Q4 {
 
 struct Q5 {
   static constexpr int kBytes = 352, kOffset = 16;
-  // 16 where bit 4 * row + i of column group j's mask is set.
+  // 16 where bit 4 * row + i of column group j's mask is set. sign(a, b) is a, 0 or -a after b's sign: bit 7 alone makes a
+  // negative byte, and its a is -16.
   static __m256i fifth_bits(const uint8_t* tile, int j, int half) {
     const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit_of = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+    const __m256i sixteen = _mm256_set1_epi64x(int64_t(0xf010101010101010));
     const __m256i bytes = _mm256_shuffle_epi8(broadcast4(tile + 256 + 8 * j + 4 * half), byte_of);
-    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit_of), bit_of), _mm256_set1_epi8(16));
+    return _mm256_sign_epi8(sixteen, _mm256_and_si256(bytes, bit_of));
   }
   template <int kTokens, int kHalves>
   static void dot(const uint8_t* tile, int half, const int8_t* const q[kTokens], __m256i dots[kTokens][kHalves]) {
