@@ -11,7 +11,8 @@ import pytest
 COMMANDS = [
     [], ["quickstart"], ["data"], ["data", "build"], ["data", "show"], ["data", "baseline"], ["tokenizer"],
     ["tokenizer", "train"], ["tokenizer", "convert"], ["verify"], ["train"], ["model"], ["model", "info"],
-    ["generate"], ["export"], ["bench"], ["bench", "train"], ["bench", "data"],
+    ["generate"], ["export"], ["quantize"], ["bench"], ["bench", "train"], ["bench", "data"], ["bench", "decode"],
+    ["bench", "prefill"], ["bench", "table6"], ["bench", "peers"],
 ]  # fmt: skip
 MOBILLAMA = [sys.executable, "-m", "mobillama.cli"]
 
@@ -93,6 +94,15 @@ def test_set_is_applied_and_dry_run_prints_the_resolved_recipe():
          ["hidden_size=2532", "num_attention_heads=32", "2560"]),
         (["verify", "nowhere"], ["nowhere", "manifest.json"]),
         (["generate", "nowhere"], ["no prompt"]),
+        (["generate", "nowhere.gguf", "a"], ["nowhere.gguf is no file", "mobillama quantize"]),
+        (["generate", "nowhere.gguf", "a", "--device", "cpu"], ["device='cpu'", "kv, threads"]),
+        (["generate", "nowhere", "a", "--kv", "int8"], ["kv='int8'", "device, dtype, revision"]),
+        (["quantize", "mobillama-0.5b", "out.gguf", "--type", "q3_0"], ["q3_0", "q4_0"]),
+        (["quantize", "mobillama-0.5c", "out.gguf"], ["mobillama-0.5c"]),
+        (["export", "nowhere", "out", "--type", "q4_0"], ["--type q4_0", "--format hf"]),
+        (["export", "nowhere", "out", "--format", "gguf"], ["gguf", "llama.cpp"]),
+        (["bench", "decode", "--against", "lama.cpp"], ["lama.cpp", "transformers"]),
+        (["bench", "decode", "--rows", "decoed"], ["decoed", "decode-0.5b"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip

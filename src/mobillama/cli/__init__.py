@@ -1,0 +1,64 @@
+"""The command line: one verb per stage. The only reader of argv; every command imports what it needs when it runs.
+
+Results go to stdout (with `--json` as one JSON object), progress and words to stderr. Errors of mobillama.errors are
+printed without a traceback and exit with status 2.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+# Each of these adds its commands to `app`; help lists them in this order.
+# isort: off
+from mobillama.cli import quickstart, data, tokenizer, train, artefact, generate, model, bench  # noqa: F401
+
+# isort: on
+from mobillama.cli.app import app
+from mobillama.errors import MobillamaError, missing_extra
+
+__all__ = ["app", "fail", "main"]
+
+
+def main() -> None:
+    """Run the command line and turn errors a user can mend into one message and exit status 2."""
+    try:
+        app()
+    except MobillamaError as error:
+        fail(str(error))
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        fail(str(missing_extra(extra, error)))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            fail(
+                f"no room to write {error.filename or 'a file'} ({error.strerror}); nothing finished was lost: "
+                "free some space and run the same command again"
+            )
+        raise
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+EXTRA_OF = {
+    "torch": "train",
+    "safetensors": "train",
+    "tensorboard": "train",
+    "datatrove": "data",
+    "orjson": "data",
+    "pyarrow": "data",
+    "sentencepiece": "data",
+    "zstandard": "data",
+    "transformers": "hf",
+    "huggingface_hub": "hf",
+    "jinja2": "report",
+}
+
+
+def fail(message: str) -> None:
+    """Print an error in the user's words and exit with status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,5 @@
+"""`python -m mobillama.cli`."""
+
+from mobillama.cli import main
+
+main()

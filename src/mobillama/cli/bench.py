@@ -1,0 +1,162 @@
+"""`mobillama bench`: measurements on this machine, beside peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mobillama.cli.app import Json, Workers, bench_app, show
+
+Against = Annotated[str, typer.Option(help="The peer to measure beside.")]
+
+
+@bench_app.command("train")
+def bench_train(against: Against = "transformers", as_json: Json = False) -> None:
+    """Training tokens per second, interleaved with a peer in one run.
+
+    Example: `mobillama bench train --against transformers`
+    """
+    from mobillama.bench import train as bench
+
+    show_bench(bench.measure(against=against), as_json)
+
+
+@bench_app.command("data")
+def bench_data(
+    corpora: Annotated[Path | None, typer.Option(help="Folder of corpora [MOBILLAMA_CORPORA].")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer [MOBILLAMA_TOKENIZER].")] = None,
+    workers: Workers = 2,
+    as_json: Json = False,
+) -> None:
+    """Megabytes of text per second from compressed corpora to packed shards, and peak memory.
+
+    Example: `mobillama bench data --corpora corpora --tokenizer tokenizer`
+    """
+    from mobillama.bench import data as bench
+    from mobillama.config import external_folder
+
+    found = external_folder("--corpora", str(corpora or ""), "MOBILLAMA_CORPORA")
+    words = external_folder("--tokenizer", str(tokenizer or ""), "MOBILLAMA_TOKENIZER")
+    show_bench(bench.measure(found, words, workers=workers), as_json)
+
+
+Rounds = Annotated[int, typer.Option(min=1, help="Clean rounds to measure.")]
+Rows = Annotated[str, typer.Option(metavar="A,B", help="Only these parts, by the beginnings of their rows' names.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the files measured and of the results.")]
+FOLDER = Path("artefacts/bench")
+Peer = Annotated[str, typer.Option(help="The peer to measure beside: llama.cpp or transformers.")]
+
+
+@bench_app.command("decode")
+def bench_decode(
+    against: Peer = "llama.cpp",
+    rows: Rows = "",
+    rounds: Rounds = 5,
+    folder: Folder = FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of the engine beside a peer, and memory, first token, long contexts, busy cores, energy.
+
+    Weights are random, in the shapes of the paper's models. Exit status 1 if a part found too few clean rounds.
+
+    Example: `mobillama bench decode --against llama.cpp --rows decode-0.5b,memory`
+    """
+    from mobillama.bench import decode as bench
+
+    chosen = tuple(filter(None, (name.strip() for name in rows.split(","))))
+    show_engine_bench(bench.measure(against, chosen, rounds, folder), as_json)
+
+
+@bench_app.command("prefill")
+def bench_prefill(
+    against: Peer = "llama.cpp", rounds: Rounds = 5, folder: Folder = FOLDER, as_json: Json = False
+) -> None:
+    """Tokens per second of reading a prompt of 256, beside a peer and the peak of the dot-product unit.
+
+    Example: `mobillama bench prefill --against llama.cpp`
+    """
+    from mobillama.bench import prefill as bench
+
+    show_engine_bench(bench.measure(against, rounds, folder), as_json)
+
+
+@bench_app.command("table6")
+def bench_table6(
+    against: Annotated[str, typer.Option(help="A peer to measure beside [none].")] = "",
+    rounds: Rounds = 3,
+    folder: Folder = FOLDER,
+    as_json: Json = False,
+) -> None:
+    """The columns of the paper's Table 6 for MobiLlama 0.5B, 0.8B and large-base 1.2B, on this machine.
+
+    Example: `mobillama bench table6`
+    """
+    from mobillama.bench import table6 as bench
+
+    show_engine_bench(bench.measure(against, rounds, folder), as_json)
+
+
+@bench_app.command("peers")
+def bench_peers(
+    name: Annotated[str, typer.Argument(help="The peer to build.")] = "llama.cpp",
+    jobs: Annotated[int, typer.Option(min=0, help="Compilers at once; 0 = one per core.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Build a peer in an environment of its own (.peers/NAME), compiled for this machine: takes long.
+
+    Example: `mobillama bench peers llama.cpp`
+    """
+    from mobillama.bench import peers
+
+    built = peers.build(name, jobs=jobs)
+    show(built, as_json, f"{name} is built: {peers.python_of(name)}")
+
+
+def row_words(row: dict[str, Any]) -> str:
+    """One row: ours, the peer's, and their ratio where there is a peer."""
+    line = f"{row['name']:24} {figure(row['ours']):>12} {row['unit']}"
+    if row.get("peer") is not None:
+        line += f"   {row['peer_name']} {figure(row['peer'])}   ratio {row['ratio']:.3f}"
+        line += f" (median of {len(row['pairs'])} pairs)"
+    return line
+
+
+def figure(value: float) -> str:
+    """A number with one decimal, small ones with three."""
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def show_bench(result: dict[str, Any], as_json: bool) -> None:
+    """Print a bench's rows, then everything else that it says."""
+    lines = [row_words(row) for row in result["rows"]]
+    lines += [f"{key}: {value}" for key, value in result.items() if key != "rows"]
+    show(result, as_json, "\n".join(lines))
+
+
+def show_engine_bench(result: dict[str, Any], as_json: bool) -> None:
+    """Print the rows of an engine's bench with what they must reach, and what failed; exit status 1 if anything did."""
+    lines = [result["table"]] if "table" in result else []
+    for row in result["rows"]:
+        name, line = row["name"], row_words(row)
+        if name in result["targets"]:
+            must, goal = result["targets"][name]
+            line += f"; must {must:.2f}, goal {goal:.2f}: {verdict(row['ratio'], must, goal)}"
+        if name in result["limits"]:
+            most, goal = result["limits"][name]
+            line += f"; at most {most:g}, goal {goal:g}: {verdict(-row['ours'], -most, -goal)}"
+        lines.append(line)
+    lines += [f"{name} gives no figure: {why}" for name, why in result["failed"].items()]
+    lines += [f"{key}: {value}" for key, value in result["machine"].items()]
+    lines.append(f"threads: {result['threads']}; all of it, rounds and discards included: {result['saved']}")
+    show(result, as_json, "\n".join(lines))
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def verdict(found: float | None, must: float, goal: float) -> str:
+    """Whether a figure reaches what it must, and its goal."""
+    if found is None:
+        return "nothing to compare with"
+    return "goal reached" if found >= goal else "reached" if found >= must else "missed"

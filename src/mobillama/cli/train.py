@@ -1,0 +1,74 @@
+"""`mobillama train`: a model from shards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mobillama.cli.app import DryRun, Json, Set, Workers, app, show, show_recipe
+from mobillama.errors import InputError, MissingExtraError
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A train recipe: a .toml file or a shipped name.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of shards [built from the recipe's data.recipe].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run [artefacts/runs/NAME].")] = None,
+    workers: Workers = 0,
+    settings: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model, or go on where the run stands.
+
+    Example: `mobillama train recipes/train/mini-amber.toml`
+
+    Example: `mobillama train mini-amber --data SHARDS --out RUN --set train.steps=50`
+    """
+    from mobillama.config import TrainRecipe, read_recipe
+
+    resolved = read_recipe(TrainRecipe, recipe, settings or ())
+    if dry_run:
+        show_recipe(resolved)
+        return
+    from mobillama.train import loop
+
+    shards = data or shards_of(resolved, workers)
+    out = out or Path("artefacts/runs") / resolved.name
+    result = loop.train(resolved, shards, out)
+    page = write_page(out)
+    lines = [str(out), f"model {result['model']}" if result["finished"] else "", f"page {page}" if page else ""]
+    show({**result, "page": page}, as_json, "\n".join(filter(None, lines)))
+    if not result["finished"]:
+        raise typer.Exit(130)
+
+
+def write_page(run: Path) -> str | None:
+    """The page of a run, or None (and a word on stderr) where the library that pages need is not installed."""
+    from mobillama.report.page import write_run_page
+
+    try:
+        return str(write_run_page(run, run / "index.html"))
+    except MissingExtraError as error:
+        print(f"no page was written: {error}", file=sys.stderr)
+        return None
+
+
+def shards_of(recipe: Any, workers: int) -> Path:
+    """The shards a train recipe names, built first if they are not there."""
+    from mobillama.config import DataRecipe, read_recipe
+
+    if recipe.data.shards:
+        return Path(recipe.data.shards)
+    if not recipe.data.recipe:
+        raise InputError(f"recipe {recipe.name!r} names no data; give a folder of shards with --data SHARDS")
+    data = read_recipe(DataRecipe, recipe.data.recipe)
+    shards = Path("artefacts/shards") / data.name
+    if not shards.exists():
+        from mobillama.data.build import build_shards
+
+        build_shards(data, shards, workers=workers)
+    return shards
