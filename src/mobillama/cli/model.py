@@ -51,7 +51,7 @@ def export(
     ] = "hf",
     types: Annotated[
         str | None,
-        typer.Option("--type", metavar="TYPE", help="Of llama.cpp alone; as `mobillama quantize` [the stored type]."),
+        typer.Option("--type", metavar="TYPE", help="Of llama.cpp, as quantize takes it [the stored type]."),
     ] = None,
     as_json: Json = False,
 ) -> None:
