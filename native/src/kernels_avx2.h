@@ -76,8 +76,8 @@ struct Q4 {
 
 struct Q5 {
   static constexpr int kBytes = 352, kOffset = 16;
-  // 16 where bit 4 * row + i of column group j's mask is set. sign(a, b) is a, 0 or -a after b's sign: bit 7 alone makes a
-  // negative byte, and its a is -16.
+  // 16 where bit 4 * row + i of column group j's mask is set. sign(a, b) is a, 0 or -a after b's sign: a byte with bit 7
+  // is negative, so there a is -16.
   static __m256i fifth_bits(const uint8_t* tile, int j, int half) {
     const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit_of = _mm256_set1_epi64x(int64_t(0x8040201008040201));
