@@ -13,6 +13,12 @@ namespace {
 
 constexpr size_t kChunkBytes = 48 << 10;  // of weights taken by a worker at a time: some microseconds of work
 
+constexpr size_t kSoonBytes = 4096;
+
+void fetch(const uint8_t* from, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 0);
+}
+
 size_t padded(int rows) { return (static_cast<size_t>(rows) + kPanelRows - 1) / kPanelRows * kPanelRows; }
 
 bool wants_codes(std::initializer_list<const Panels*> all) {
@@ -405,6 +411,10 @@ void Context::attend(int worker, int row, int layer, int head) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const KvCache::Head kv = cache_.head(at.sequence, layer, head);
   float* scores = scores_ + static_cast<size_t>(worker) * scores_stride_;
+  // The values' and the next head's keys' beginnings, while this head's scores are computed.
+  const size_t soon = std::min<size_t>(static_cast<size_t>(at.position + 1) * cache_.item_size() * static_cast<size_t>(dim), kSoonBytes);
+  fetch(kv.values, soon);
+  if (head + 1 < shape.num_key_value_heads) fetch(cache_.head(at.sequence, layer, head + 1).keys, soon);
   for (int h = head * per_kv; h < (head + 1) * per_kv; h++) {
     const size_t offset = static_cast<size_t>(h) * static_cast<size_t>(dim);
     float* q = q_ + static_cast<size_t>(row) * qkv_ + offset;

@@ -20,12 +20,13 @@ namespace mobillama {
 constexpr int kRows = 64;     // new tokens of one pass at most; a longer prompt takes several passes
 constexpr int kHeadRows = 8;  // rows of logits that exist at once while log-probabilities are computed
 
-// Keys and values of all sequences, in one buffer whose pages are taken as sequences grow.
+// Keys and values of all sequences, in one buffer; a sequence takes memory when its first token comes.
 class KvCache {
  public:
   KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int max_sequences);
   mobillama_kv_type type() const { return type_; }
   int64_t bytes_per_token() const;
+  size_t item_size() const { return item_; }
 
   struct Head {  // of one sequence, layer and key/value head: layouts as in kernels.h
     uint8_t* keys;

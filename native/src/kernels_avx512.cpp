@@ -12,7 +12,7 @@
 namespace mobillama {
 namespace {
 
-constexpr int kAhead = 4096;  // bytes between a streamed weight's prefetch and its use
+constexpr int kAhead = 2048;  // bytes between a streamed weight's prefetch and its use
 
 inline __m512 load_scales(const uint8_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
 inline __m512i broadcast4(const int8_t* q) {
@@ -335,8 +335,9 @@ void scores_float(const Query& query, const void* keys, const float*, int head_d
   const size_t block = static_cast<size_t>(head_dim) * 16;
   int s = 0;
   for (; s + 48 < length; s += 64, at += 4 * block) {
-    for (size_t line = 0; line < 4 * block * sizeof(Key); line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(at + 4 * block) + line, _MM_HINT_NTA);
+    if (s + 64 < length)
+      for (size_t line = 0; line < 4 * block * sizeof(Key); line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(at + 4 * block) + line, _MM_HINT_NTA);
     score_blocks<Key, 4>(query.x, at, head_dim, scores + s);
   }
   for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s);
@@ -346,12 +347,15 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
   const uint8_t* at = static_cast<const uint8_t*>(keys);
   const __m512 scale = _mm512_set1_ps(query.scale);
   const __m512i offset = _mm512_set1_epi32(-128 * query.sum);
+  const int ahead = kAhead / head_dim;  // positions: a prefetch past the last one would only miss its page
   for (int s = 0; s < length; s += 16) {
     __m512i even = offset, odd = _mm512_setzero_si512();
     int d = 0;
     for (; d + 8 <= head_dim; d += 8, at += 128) {
-      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_NTA);
-      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64, _MM_HINT_NTA);
+      if (s + ahead < length) {
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_NTA);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64, _MM_HINT_NTA);
+      }
       even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
       odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(at + 64), broadcast4(query.q + d + 4));
     }
@@ -384,12 +388,15 @@ template <class Value, int kVectors>
 inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length, float factor, float* out) {
   __m512 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm512_setzero_ps();
+  const int ahead = kAhead / (head_dim * static_cast<int>(sizeof(Value)));  // positions
   for (int s = 0; s < length; s++, values += head_dim) {
     float weight = p[s];
     if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
     const __m512 wide = _mm512_set1_ps(weight);
+    if (s + ahead < length)
+      for (size_t line = 0; line < 16 * kVectors * sizeof(Value); line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(values) + kAhead + line, _MM_HINT_NTA);
     for (int i = 0; i < kVectors; i++) {
-      _mm_prefetch(reinterpret_cast<const char*>(values + 16 * i) + kAhead, _MM_HINT_NTA);
       acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
     }
   }
