@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mobillama.bench import decode, footprint, prefill, program, rounds, setting, speed, table6
+from mobillama.bench.notes import notes
 from mobillama.bench.setting import Setting, kv_bytes, row
 from mobillama.errors import InputError, MeasurementError
 
@@ -84,6 +85,35 @@ def test_a_section_without_clean_rounds_gives_no_row_and_the_others_stand(tmp_pa
     assert found["targets"] == {"busy-0.5b-q4_0": (2.0, 3.0)} and found["about"] == {"busy": {"said": 1}}
     saved = json.loads(Path(found["saved"]).read_text())
     assert saved["rows"] == found["rows"] and saved["machine"]["cores"] >= 1
+
+
+def test_notes_say_what_was_thrown_away_chosen_and_not_found() -> None:
+    rounds_ = {"clean": 5, "discarded": ["round 2: others took 6.0% of the CPU"], "others": 0.012}
+    copies = {"row_counts": False, "of_llama.cpp": 1.21, "of_bandwidth": 0.7, "resident_bytes": -1}
+    said = "\n".join(
+        notes(
+            {
+                "about": {
+                    "decode-0.5b": {"rounds": rounds_, "copies": copies},
+                    "context": {"int8": {"rounds": rounds_}},
+                    "energy": {"sensors": {}, "looked_for": ["NVML: not installed"]},
+                },
+                "peer": {
+                    "name": "llama.cpp",
+                    "chosen": {"decode": {"flash": True}, "decode_tried": {"flash True": "30.0 tokens/s"}},
+                    "built": None,
+                },
+                "models": {"a file": {"file": "a.gguf", "bytes": 1000, "sha256": "abc"}},
+                "fed": "the same ids",
+            }
+        )
+    )
+    assert "decode-0.5b: 5 clean rounds, others took 1.2% of the CPU; 1 thrown away: round 2: others took 6.0%" in said
+    assert "context (int8): 5 clean rounds" in said
+    assert "DOES NOT COUNT" in said and "70% of the bandwidth" in said
+    assert "best setting for decode: {'flash': True} (tried: flash True: 30.0 tokens/s)" in said
+    assert "energy: no sensor, so no figure; looked for NVML: not installed" in said
+    assert "a.gguf, 1,000 bytes, sha256 abc" in said
 
 
 def test_our_22_copies_count_only_as_a_strong_opponent() -> None:

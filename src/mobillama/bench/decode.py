@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.bench import footprint, machine, peers, speed
+from mobillama.bench.notes import notes
 from mobillama.bench.setting import FOLDER, Setting, save
 from mobillama.bench.speed import Section
 from mobillama.errors import InputError, MeasurementError
@@ -56,7 +57,7 @@ def measure(
     """The chosen sections (default: all that the peer has), their result saved in `folder`.
 
     `rows` as every bench has them; `targets` and `limits` of those rows; `about` what each section says besides;
-    `failed` sections with their reasons; `machine`, `models`, `peer`.
+    `failed` sections with their reasons; `machine`, `models`, `peer`; `notes`: all of that as lines to read.
     Errors: InputError for an unknown peer or section, or a peer that is not built.
     """
     chosen = choose(against, rows)
@@ -98,7 +99,7 @@ def run(
             continue
         rows += found
     names = [row["name"] for row in rows]
-    result = {
+    result: dict[str, Any] = {
         "rows": rows,
         "targets": {name: targets[name] for name in names if name in targets},
         "limits": {name: LIMITS[name] for name in names if name in LIMITS},
@@ -115,5 +116,6 @@ def run(
         },
         "seconds": round(time.monotonic() - started),
     }
+    result["notes"] = notes(result)
     result["saved"] = str(save(name, result, setting.folder))
     return result
