@@ -33,9 +33,9 @@ def compiled(request: pytest.FixtureRequest) -> Callable[..., Path]:
 
     compiled(["tests/dump.cpp", "src/gguf.cpp"], flags=["-O1"], sanitize="address,undefined")
 
-    Sources are paths below native/; own_flags: further flags of single sources. What was compiled is kept in pytest's
-    cache under a hash of sources, headers and flags, so that a second run and a second worker compile nothing. A
-    compiler's error fails the test with its text.
+    Sources are paths below native/; own_flags: further flags of single sources; link: of the linker. What was compiled
+    is kept in pytest's cache under a hash of sources, headers and flags, so that a second run and a second worker
+    compile nothing. A compiler's error fails the test with its text.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
@@ -63,6 +63,7 @@ def compiled(request: pytest.FixtureRequest) -> Callable[..., Path]:
         flags: Sequence[str] = (),
         own_flags: dict[str, Sequence[str]] | None = None,
         sanitize: str = "",
+        link: Sequence[str] = (),
     ) -> Path:
         headers = sorted(NATIVE.rglob("*.h"))
         common = [*BASE_FLAGS, *flags]
@@ -81,7 +82,7 @@ def compiled(request: pytest.FixtureRequest) -> Callable[..., Path]:
             )
             for name in sources
         ]
-        return make(".so" if "-shared" in flags else "", [*map(str, objects), *common, "-pthread"], objects)
+        return make(".so" if "-shared" in flags else "", [*map(str, objects), *common, *link, "-pthread"], objects)
 
     return compiled
 

@@ -1,0 +1,97 @@
+"""Mutated GGUF files, thousands in one process: a status and words for each, within memory that the file's size bounds.
+
+One million inputs, and which: make fuzz.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import pytest
+
+CASES = sorted((Path(__file__).parents[2] / "native" / "tests" / "cases").glob("*.bin"))
+DRIVER = ["tests/fuzz.cpp", "tests/mutate.cpp", "tests/seeds.cpp", "src/quantize.cpp"]
+READER = ["src/gguf.cpp", "src/gguf_values.cpp", "src/file.cpp", "src/tensor_type.cpp"]
+SUMMARY = re.compile(r"seed \d+, inputs (\d+) in [\d.]+ s: (\d+) accepted, (\d+) damaged, (\d+) unsupported")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the driver keeps its file in memory with memfd_create")
+
+
+@pytest.fixture(scope="session")
+def built(compiled: Callable[..., Path], engine: tuple[list[str], dict[str, list[str]]]) -> Callable[[str], Path]:
+    """A function from an entry's name to the mutation driver for it, under sanitizers."""
+
+    how = {"flags": ["-O1"], "sanitize": "address,undefined"}  # -O2 takes minutes to compile the kernels
+
+    def build(entry: str) -> Path:
+        sources = [*DRIVER, *READER, f"tests/fuzz_{entry}.cpp"]
+        if entry == "tokenizer":
+            sources.append("program/tokenizer.cpp")
+        if entry != "door":
+            return compiled(sources, **how)
+        whole = list(dict.fromkeys([*sources, *engine[0]]))
+        return compiled(whole, own_flags=engine[1], link=["-Wl,--wrap=mmap"], **how)
+
+    return build
+
+
+@pytest.fixture(scope="session", params=["reader", "tokenizer", "door"])
+def driver(request: pytest.FixtureRequest, built: Callable[[str], Path]) -> Path:
+    """For the header's reader, for the vocabulary and for the C door with the fastest kernels of this machine."""
+    return built(request.param)
+
+
+def run(driver: Path, *arguments: str, **environment: str) -> str:
+    """What the driver prints; its failure fails the test with its words and the input that did it."""
+    done = subprocess.run([driver, *arguments], capture_output=True, env={**os.environ, **environment}, timeout=300)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-6000:]
+    return done.stdout.decode()
+
+
+def test_twenty_thousand_mutated_files_get_a_status(driver: Path, tmp_path: Path) -> None:
+    printed = run(driver, "--runs", "20000", "--seed", "1", "--cases", str(tmp_path))
+    print(printed)
+    match = SUMMARY.match(printed)
+    assert match is not None
+    inputs, accepted, damaged, unsupported = map(int, match.groups())
+    assert inputs == accepted + damaged + unsupported == 20000
+    # Mutations that are always refused, or never, would test one side only.
+    assert accepted > 2000
+    assert damaged > 2000
+    assert unsupported > 1000
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+def test_slower_kernels_bear_mutated_files_too(built: Callable[[str], Path], tmp_path: Path, isa: str) -> None:
+    if isa != "scalar" and isa not in Path("/proc/cpuinfo").read_text():
+        pytest.skip(f"this processor has no {isa}")
+    run(built("door"), "--runs", "4000", "--seed", "2", "--cases", str(tmp_path), MOBILLAMA_ISA=isa)
+
+
+def test_input_i_of_a_seed_is_always_the_same(driver: Path) -> None:
+    summaries = [run(driver, "--runs", "50", "--seed", "3", "--first", "100") for _ in range(2)]
+    assert len({re.sub(r" in [\d.]+ s", "", summary) for summary in summaries}) == 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_found_cases_get_a_status(driver: Path, case: Path) -> None:
+    assert re.search(r": status [034]$", run(driver, "--replay", str(case)), re.MULTILINE)
+
+
+def test_the_gguf_package_reads_the_seeds_alike(driver: Path, tmp_path: Path) -> None:
+    run(driver, "--write-seeds", str(tmp_path))
+    seeds = sorted(tmp_path.iterdir())
+    assert len(seeds) == 3
+    kinds = set()
+    for seed in seeds:
+        assert seed.stat().st_size <= 8192
+        reader = gguf.GGUFReader(seed)
+        kinds |= {tensor.tensor_type.name for tensor in reader.tensors}
+        assert run(driver, "--replay", str(seed)) == f"{seed}: status 0\n"
+    assert kinds == {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q6_K"}
