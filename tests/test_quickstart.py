@@ -121,6 +121,34 @@ def test_samples_are_of_both_models(built: tuple[Path, dict[str, Any]]) -> None:
     assert any(sample["continuations"]["shared"] for sample in samples)
 
 
+def test_files_for_the_engine_answer_and_their_speed_is_on_the_page(built: tuple[Path, dict[str, Any]]) -> None:
+    out, result = built
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert set(result["engine"]["models"]) == {"shared", "dense"}
+    for name, seen in result["engine"]["models"].items():
+        assert seen["bytes"] == (out / f"{name}.gguf").stat().st_size
+        assert f'data-value="{seen["tokens_per_second"]}"' in text
+        with mobillama.load(out / seen["file"], threads=1) as model:
+            assert model.generate("def ", max_new_tokens=4, temperature=0, bos=False)
+    assert any("engine" in stage["name"] for stage in result["stages"])
+
+
+def test_a_model_that_changed_gets_a_new_file(
+    chain: quickstart.Chain, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    for name in ("shared", "dense"):
+        shutil.copytree(built[0] / name / "model", tmp_path / name / "model")
+        shutil.copy(built[0] / f"{name}.gguf", tmp_path)
+    kept = json.loads((built[0] / "engine.json").read_text(encoding="utf-8"))
+    (tmp_path / "engine.json").write_text(json.dumps({**kept, "isa": "kept"}))
+    assert quickstart.try_engine(tmp_path, ["shared", "dense"])["isa"] == "kept"
+    kept["digests"]["dense"] = "another"
+    (tmp_path / "engine.json").write_text(json.dumps({**kept, "isa": "kept"}))
+    (tmp_path / "dense.gguf").write_bytes(b"of another model")
+    assert quickstart.try_engine(tmp_path, ["shared", "dense"])["isa"] != "kept"
+    assert (tmp_path / "dense.gguf").stat().st_size == (built[0] / "dense.gguf").stat().st_size
+
+
 def test_second_run_reuses_everything(chain: quickstart.Chain, built: tuple[Path, dict[str, Any]]) -> None:
     out, first = built
     before, started = digests(out), time.monotonic()

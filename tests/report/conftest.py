@@ -108,6 +108,22 @@ def quickstart_folder(tmp_path: Path) -> Path:
         "wall_seconds": 40.5,
         "sampling": "Temperature 0.7.",
         "samples": [{"prompt": "def ", "continuations": {"shared": "a <b> & c", "dense": "x"}}],
+        "engine": {
+            "isa": "scalar",
+            "threads": 2,
+            "new": 128,
+            "rounds": 5,
+            "models": {
+                name: {
+                    "file": f"{name}.gguf",
+                    "bytes": 1000 + at,
+                    "bits_per_weight": 6.25,
+                    "tokens_per_second": 900.5 + at,
+                    "prompt_tokens_per_second": 5000.5,
+                }
+                for at, name in enumerate(("shared", "dense"))
+            },
+        },
         "stages": [
             {"name": "read the text", "kind": "work", "seconds": 12.25},
             {"name": "load libraries", "kind": "setup", "seconds": 3.5},

@@ -63,7 +63,7 @@ def assert_offline(path: Path, page: Page) -> None:
 def test_quickstart_page_holds_every_section_and_fetches_nothing(quickstart_folder: Path, tmp_path: Path) -> None:
     path = write_quickstart_page(quickstart_folder, tmp_path / "page.html")
     page = Page(path)
-    sections = {"summary", "models", "loss", "samples", "sources", "dropped", "times", "machine", "check"}
+    sections = {"summary", "models", "loss", "samples", "engine", "sources", "dropped", "times", "machine", "check"}
     assert sections <= {str(found.get("id")) for _, found in page.tags}
     assert_offline(path, page)
 
@@ -83,6 +83,8 @@ def test_quickstart_page_shows_the_numbers_of_ledger_manifest_and_results(
     assert results["unigram"]["entropy"] in page.values["loss"]
     assert page.values["dropped"] == [7, 3]
     assert page.values["sources"] == [70, 60, 10, 9_000_000, 8, 8, 0, 500_000, 78, 68, 10, 9_500_000]
+    assert page.values["engine"] == [1000, 6.25, 900.5, 5000.5, 1001, 6.25, 901.5, 5000.5]
+    assert "one text at a time" in page.words["engine"] and "shared.gguf" in page.words["engine"]
     assert page.values["times"] == [12.25, 3.5, 20.75, 36.5, 40.5]
 
 

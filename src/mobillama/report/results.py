@@ -33,6 +33,7 @@ def gather(
     models: Sequence[Mapping[str, Any]],
     unigram: Mapping[str, Any],
     samples: Mapping[str, Any],
+    engine: Mapping[str, Any],
     plan: Mapping[str, Any],
     reused: Sequence[str],
     wanted: Mapping[str, float],
@@ -46,6 +47,7 @@ def gather(
     stages.append(_stage("measure this machine's speed", "setup", plan["probe"]))
     for model in described:
         stages += run_stages(runs[model["name"]], model["title"])
+    stages.append(_stage("round the models, look at the engine's speed", "work", engine["seconds"]))
     stages.append(_stage("write samples", "work", samples["seconds"]))
     return {
         "format": FORMAT,
@@ -59,6 +61,7 @@ def gather(
         "notes": list(plan["notes"]),
         "sampling": f"Settings: {sampling}.",
         "samples": samples["samples"],
+        "engine": {key: value for key, value in engine.items() if key not in ("digests", "seconds")},
         "stages": stages,
         "reused": list(reused),
         "machine": describe_machine(next(iter(runs.values())), plan),

@@ -1,8 +1,9 @@
-"""The whole chain in one command: text found on this machine, a tokenizer, shards, two models, samples, one page.
+"""The whole chain in one command: text found on this machine, a tokenizer, shards, two models, the engine, one page.
 
-Everything lies in one folder: shards/ and shards-corpus/, a run per model (shared/, dense/), plan.json (device and
-number of steps, decided once), results.json and index.html (docs/formats.md, section Quickstart). What is there is
-reused; what was interrupted goes on. Times are kept by the artefacts themselves, in their circumstance.
+Everything lies in one folder: shards/ and shards-corpus/, a run per model (shared/, dense/), a file of each for the
+engine (shared.gguf, dense.gguf), plan.json (device and number of steps, decided once), results.json and index.html
+(docs/formats.md, section Quickstart). What is there is reused; what was interrupted goes on. Times are kept by the
+artefacts themselves, in their circumstance.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import Any
 from mobillama import manifest
 from mobillama.config import DataRecipe, TrainRecipe, read_recipe, resolve
 from mobillama.errors import InputError, TrainingError
+from mobillama.quickstart.answers import PROMPTS, try_engine, write_samples
 from mobillama.report.page import write_quickstart_page
 from mobillama.report.results import gather
 from mobillama.report.run import read_run
 
+__all__ = ["PROMPTS", "Chain", "read_chain", "run"]
+
 STEPS_TO_PROBE = 4  # the first is not counted: it sets memory aside
-PROMPTS = ("import os\n\ndef ", "class Error(Exception):\n", '    """Return the ', "The value of the ")
-SAMPLING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.7, "top_p": 0.9, "seed": 11111}
 TITLES = {"shared": "one FFN for all layers", "dense": "one FFN per layer"}
 
 
@@ -66,14 +68,16 @@ def run(out: Path, chain: Chain | None = None) -> dict[str, Any]:
     with manifest.locked(out, f"{out} is in use by another quickstart; wait for it or choose another --out"):
         reused = [name for name in ("shards", *chain.models) if _is_there(out, name)]
         setup = _import_libraries() if len(reused) <= len(chain.models) else 0.0
-        say("[1/4] corpus, tokenizer and shards")
+        say("[1/5] corpus, tokenizer and shards")
         build_data(chain, out)
         plan = decide_plan(chain, out, setup)
         for number, (name, recipe) in enumerate(planned_models(chain, plan).items(), 2):
-            say(f"[{number}/4] a model with {TITLES[name]}: {cost_words(recipe)}")
+            say(f"[{number}/5] a model with {TITLES[name]}: {cost_words(recipe)}")
             train_model(recipe, out, name)
-        say("[4/4] samples and page")
-        results = gather_results(chain, out, plan, reused)
+        say("[4/5] a rounded file of each model, and its speed in the engine")
+        engine = try_engine(out, list(chain.models))
+        say("[5/5] samples and page")
+        results = gather_results(chain, out, plan, engine, reused)
         path = out / "results.json"
         if not reused:
             results["wall_seconds"] = time.monotonic() - started
@@ -83,6 +87,8 @@ def run(out: Path, chain: Chain | None = None) -> dict[str, Any]:
         page = write_quickstart_page(out, out / "index.html").resolve()
     for note in [*results["notes"], *(goal["text"] for goal in results["goals"] if goal["met"])]:
         say(note)
+    for name, seen in results["engine"]["models"].items():
+        say(f"{TITLES[name]}: {seen['tokens_per_second']:,.0f} tokens/s seen in the engine, {seen['bytes']:,} bytes")
     if missed := [goal["text"] for goal in results["goals"] if not goal["met"]]:
         raise TrainingError(f"the quickstart did not reach its goals: {' '.join(missed)} See {page}")
     say(f"done in {time.monotonic() - started:.0f} s; open the page below in a browser")
@@ -204,33 +210,9 @@ def measure_unigram(shards: Path) -> dict[str, Any]:
     return {"entropy": entropy, "bits_per_byte": bits, "tokens": int(counts.sum()), "bytes": size}
 
 
-def write_samples(out: Path, names: Sequence[str]) -> dict[str, Any]:
-    """What each model adds to each prompt; kept in samples.json as long as the models stay the same."""
-    path = out / "samples.json"
-    digests = {name: manifest.read(out / name / "model", "model").digest() for name in names}
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["models"] == digests and (found["prompts"], found["settings"]) == (list(PROMPTS), SAMPLING):
-            return dict(found)
-    from mobillama.loading import load
-
-    started = time.monotonic()
-    texts = {name: load(out / name / "model").generate(list(PROMPTS), **SAMPLING) for name in names}
-    samples = {
-        "models": digests,
-        "prompts": list(PROMPTS),
-        "settings": SAMPLING,
-        "samples": [
-            {"prompt": prompt, "continuations": {name: texts[name][place] for name in names}}
-            for place, prompt in enumerate(PROMPTS)
-        ],
-        "seconds": time.monotonic() - started,
-    }
-    manifest.write_file(path, json.dumps(samples, indent=1, ensure_ascii=False).encode() + b"\n")
-    return samples
-
-
-def gather_results(chain: Chain, out: Path, plan: Mapping[str, Any], reused: Sequence[str]) -> dict[str, Any]:
+def gather_results(
+    chain: Chain, out: Path, plan: Mapping[str, Any], engine: Mapping[str, Any], reused: Sequence[str]
+) -> dict[str, Any]:
     """All that the page tells beyond manifests and ledgers."""
     from mobillama.model.cost import cost
 
@@ -247,6 +229,7 @@ def gather_results(chain: Chain, out: Path, plan: Mapping[str, Any], reused: Seq
         models=models,
         unigram=unigram,
         samples=samples,
+        engine=engine,
         plan=plan,
         reused=reused,
         wanted={"bytes": chain.min_bytes, "tokens": chain.min_tokens, "margin": chain.wanted_margin},
