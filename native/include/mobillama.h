@@ -41,9 +41,9 @@ typedef struct mobillama_model mobillama_model;
 typedef struct mobillama_context mobillama_context;
 
 typedef struct {
-  int32_t threads;           /* that lay out weights; 0 = one per core */
-  int32_t share_ffn;         /* 1 = one FFN in memory per block (default 0 counts as 1); -1 = a copy per layer: measuring */
-  int64_t resident_bytes;    /* of the FFN to keep in cache; 0 = from the cache size the system reports, -1 = none */
+  int32_t threads;   /* that lay out weights; 0 = one per core */
+  int32_t share_ffn; /* 1 = one FFN in memory per block (default 0 counts as 1); -1 = a copy per layer: measuring */
+  int64_t resident_bytes; /* of the FFN to keep in cache; 0 = from the cache size the system reports, -1 = none */
   void (*progress)(double share, void* user); /* 0 to 1, from the calling thread; may be NULL */
   void* user;
 } mobillama_open_options;
@@ -62,10 +62,10 @@ typedef struct {
 typedef enum { MOBILLAMA_KV_F16 = 0, MOBILLAMA_KV_INT8 = 1, MOBILLAMA_KV_F32 = 2 } mobillama_kv_type;
 
 typedef struct {
-  int32_t threads;       /* 0 = one per core */
-  int32_t max_tokens;    /* per sequence; 0 = the model's context length */
-  int32_t max_sequences; /* 0 = 1; memory is touched only as a sequence grows */
-  int32_t kv_type;       /* mobillama_kv_type */
+  int32_t threads;           /* 0 = one per core */
+  int32_t max_tokens;        /* per sequence; 0 = the model's context length */
+  int32_t max_sequences;     /* 0 = 1; memory is touched only as a sequence grows */
+  int32_t kv_type;           /* mobillama_kv_type */
   int32_t float_activations; /* 1 = weights times unrounded activations: slow, for checking */
 } mobillama_context_options;
 
@@ -75,7 +75,7 @@ typedef struct {
   double top_p;              /* 1 = all */
   double repetition_penalty; /* 1 = none */
   uint64_t seed;
-  int32_t num_ids;           /* choose among the first this many ids; 0 = all */
+  int32_t num_ids; /* choose among the first this many ids; 0 = all */
 } mobillama_sampling;
 
 /* Version of the library. */
@@ -85,7 +85,8 @@ MOBILLAMA_API int32_t mobillama_version(void);
 MOBILLAMA_API const char* mobillama_last_error(void);
 
 /* Read a GGUF file (architecture mobillama, or llama) and lay out its weights. options may be NULL. */
-MOBILLAMA_API mobillama_status mobillama_open(const char* path, const mobillama_open_options* options, mobillama_model** out);
+MOBILLAMA_API mobillama_status mobillama_open(const char* path, const mobillama_open_options* options,
+                                              mobillama_model** out);
 
 /* Free a model. Its contexts must be freed first. NULL is allowed. */
 MOBILLAMA_API void mobillama_close(mobillama_model* model);
@@ -98,14 +99,17 @@ MOBILLAMA_API mobillama_status mobillama_context_new(mobillama_model* model, con
 MOBILLAMA_API void mobillama_context_free(mobillama_context* context);
 
 /* Append n ids to a sequence; the logits of the last one are row 0 afterwards. */
-MOBILLAMA_API mobillama_status mobillama_prefill(mobillama_context* context, int32_t sequence, const int32_t* ids, int32_t n);
+MOBILLAMA_API mobillama_status mobillama_prefill(mobillama_context* context, int32_t sequence, const int32_t* ids,
+                                                 int32_t n);
 
 /* Append one id to each of n different sequences; logits of ids[i] are row i afterwards. */
-MOBILLAMA_API mobillama_status mobillama_decode(mobillama_context* context, const int32_t* sequences, const int32_t* ids,
-                                                int32_t n);
+MOBILLAMA_API mobillama_status mobillama_decode(mobillama_context* context, const int32_t* sequences,
+                                                const int32_t* ids, int32_t n);
 
-/* Append n ids to a sequence and give logits of every one of them as rows 0 to n - 1 (n up to 64): for checking a guess. */
-MOBILLAMA_API mobillama_status mobillama_verify(mobillama_context* context, int32_t sequence, const int32_t* ids, int32_t n);
+/* Append n ids to a sequence and give logits of every one of them as rows 0 to n - 1 (n up to 64): for checking a
+ * guess. */
+MOBILLAMA_API mobillama_status mobillama_verify(mobillama_context* context, int32_t sequence, const int32_t* ids,
+                                                int32_t n);
 
 /* The vocab_size logits of row `row` of the last call, owned by the context; NULL if there is no such row. */
 MOBILLAMA_API const float* mobillama_logits(const mobillama_context* context, int32_t row);
@@ -138,9 +142,11 @@ MOBILLAMA_API mobillama_status mobillama_sample(const float* logits, int32_t n, 
 MOBILLAMA_API int64_t mobillama_row_bytes(int32_t type, int64_t cols); /* -1: unknown type, or cols does not fit it */
 MOBILLAMA_API mobillama_status mobillama_quantize(int32_t type, const float* rows, int64_t num_rows, int64_t cols,
                                                   const float* importance, int32_t threads, void* out);
-MOBILLAMA_API mobillama_status mobillama_dequantize(int32_t type, const void* rows, int64_t num_rows, int64_t cols, float* out);
+MOBILLAMA_API mobillama_status mobillama_dequantize(int32_t type, const void* rows, int64_t num_rows, int64_t cols,
+                                                    float* out);
 
-/* Bytes per second: reading `bytes` of memory over and over on `threads` threads for about `seconds`. For mobillama bench. */
+/* Bytes per second: reading `bytes` of memory over and over on `threads` threads for about `seconds`. For mobillama
+ * bench. */
 MOBILLAMA_API double mobillama_bandwidth(int64_t bytes, int32_t threads, double seconds);
 
 #ifdef __cplusplus

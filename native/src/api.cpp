@@ -42,7 +42,8 @@ mobillama_status guarded(Body&& body) noexcept {
   } catch (const Failure& failure) {
     return remember(failure.status, failure.what());
   } catch (const std::bad_alloc&) {
-    return remember(MOBILLAMA_MEMORY, "the system gives no more memory; close programs, or use a smaller model or context");
+    return remember(MOBILLAMA_MEMORY,
+                    "the system gives no more memory; close programs, or use a smaller model or context");
   } catch (const std::exception& error) {
     return remember(MOBILLAMA_MEMORY, error.what());
   }
@@ -51,8 +52,10 @@ mobillama_status guarded(Body&& body) noexcept {
 // One thread at a time inside a context.
 template <class Body>
 mobillama_status inside(mobillama_context* context, Body&& body) noexcept {
-  if (context == nullptr) return remember(MOBILLAMA_INVALID, "the context is NULL; make one with mobillama_context_new");
-  if (context->context.busy.exchange(true)) return remember(MOBILLAMA_BUSY, "another thread is inside this context; give each thread a context of its own");
+  if (context == nullptr)
+    return remember(MOBILLAMA_INVALID, "the context is NULL; make one with mobillama_context_new");
+  if (context->context.busy.exchange(true))
+    return remember(MOBILLAMA_BUSY, "another thread is inside this context; give each thread a context of its own");
   const mobillama_status status = guarded([&] { body(context->context); });
   context->context.busy.store(false);
   return status;
@@ -65,14 +68,18 @@ void need(const void* pointer, const char* name) {
 // Failure (INVALID) for a type without a rounding; else the bytes of a row.
 int64_t checked_row(int32_t type, int64_t cols) {
   const int64_t bytes = row_bytes(type, cols);
-  if (bytes < 0) fail(MOBILLAMA_INVALID, "rows of %lld weights cannot be of tensor type %d: unknown type, or its block does not divide the row", static_cast<long long>(cols), type);
+  if (bytes < 0)
+    fail(MOBILLAMA_INVALID,
+         "rows of %lld weights cannot be of tensor type %d: unknown type, or its block does not divide the row",
+         static_cast<long long>(cols), type);
   return bytes;
 }
 
 template <class Row>
 void for_rows(int64_t rows, int32_t threads, Row&& row) {
   constexpr int64_t kAtOnce = 16;
-  if (rows < 0 || rows > (int64_t{1} << 34)) fail(MOBILLAMA_INVALID, "%lld rows; expected 0 or more", static_cast<long long>(rows));
+  if (rows < 0 || rows > (int64_t{1} << 34))
+    fail(MOBILLAMA_INVALID, "%lld rows; expected 0 or more", static_cast<long long>(rows));
   if (threads < 0 || threads > 256) fail(MOBILLAMA_INVALID, "threads=%d; expected 0 (one per core) to 256", threads);
   Pool pool(threads == 0 ? cores() : threads);
   std::atomic<bool> failed{false};
@@ -108,8 +115,10 @@ mobillama_status mobillama_open(const char* path, const mobillama_open_options* 
     need(out, "out");
     *out = nullptr;
     const mobillama_open_options chosen = options == nullptr ? mobillama_open_options{} : *options;
-    if (chosen.threads < 0 || chosen.threads > 256) fail(MOBILLAMA_INVALID, "threads=%d; expected 0 (one per core) to 256", chosen.threads);
-    if (chosen.share_ffn < -1 || chosen.share_ffn > 1) fail(MOBILLAMA_INVALID, "share_ffn=%d; expected 1 (once in memory) or -1 (a copy per layer)", chosen.share_ffn);
+    if (chosen.threads < 0 || chosen.threads > 256)
+      fail(MOBILLAMA_INVALID, "threads=%d; expected 0 (one per core) to 256", chosen.threads);
+    if (chosen.share_ffn < -1 || chosen.share_ffn > 1)
+      fail(MOBILLAMA_INVALID, "share_ffn=%d; expected 1 (once in memory) or -1 (a copy per layer)", chosen.share_ffn);
     *out = new mobillama_model{load_weights(path, chosen)};
   });
 }
@@ -124,7 +133,8 @@ mobillama_status mobillama_describe(const mobillama_model* model, mobillama_info
   });
 }
 
-mobillama_status mobillama_context_new(mobillama_model* model, const mobillama_context_options* options, mobillama_context** out) {
+mobillama_status mobillama_context_new(mobillama_model* model, const mobillama_context_options* options,
+                                       mobillama_context** out) {
   return guarded([&] {
     need(model, "model");
     need(out, "out");
@@ -150,14 +160,18 @@ mobillama_status mobillama_verify(mobillama_context* context, int32_t sequence, 
   return inside(context, [&](Context& in) { in.verify(sequence, ids, n); });
 }
 
-const float* mobillama_logits(const mobillama_context* context, int32_t row) { return context == nullptr ? nullptr : context->context.logits(row); }
+const float* mobillama_logits(const mobillama_context* context, int32_t row) {
+  return context == nullptr ? nullptr : context->context.logits(row);
+}
 
-mobillama_status mobillama_log_probs(mobillama_context* context, int32_t sequence, const int32_t* ids, int32_t n, const int32_t* where,
-                                     const int32_t* targets, int32_t m, double* out) {
+mobillama_status mobillama_log_probs(mobillama_context* context, int32_t sequence, const int32_t* ids, int32_t n,
+                                     const int32_t* where, const int32_t* targets, int32_t m, double* out) {
   return inside(context, [&](Context& in) { in.log_probs(sequence, ids, n, where, targets, m, out); });
 }
 
-int32_t mobillama_length(const mobillama_context* context, int32_t sequence) { return context == nullptr ? -1 : context->context.length(sequence); }
+int32_t mobillama_length(const mobillama_context* context, int32_t sequence) {
+  return context == nullptr ? -1 : context->context.length(sequence);
+}
 
 mobillama_status mobillama_fork(mobillama_context* context, int32_t from, int32_t to, int32_t n) {
   return inside(context, [&](Context& in) { in.fork(from, to, n); });
@@ -171,8 +185,8 @@ void mobillama_cancel(mobillama_context* context) {
   if (context != nullptr) context->context.cancel();
 }
 
-mobillama_status mobillama_sample(const float* logits, int32_t n, const mobillama_sampling* sampling, int64_t position, const int32_t* seen,
-                                  int32_t num_seen, int32_t* out) {
+mobillama_status mobillama_sample(const float* logits, int32_t n, const mobillama_sampling* sampling, int64_t position,
+                                  const int32_t* seen, int32_t num_seen, int32_t* out) {
   return guarded([&] {
     need(logits, "logits");
     need(sampling, "sampling");
@@ -183,13 +197,15 @@ mobillama_status mobillama_sample(const float* logits, int32_t n, const mobillam
 
 int64_t mobillama_row_bytes(int32_t type, int64_t cols) { return row_bytes(type, cols); }
 
-mobillama_status mobillama_quantize(int32_t type, const float* rows, int64_t num_rows, int64_t cols, const float* importance, int32_t threads, void* out) {
+mobillama_status mobillama_quantize(int32_t type, const float* rows, int64_t num_rows, int64_t cols,
+                                    const float* importance, int32_t threads, void* out) {
   return guarded([&] {
     need(rows, "rows");
     need(out, "out");
     const int64_t bytes = checked_row(type, cols);
     for_rows(num_rows, threads, [&](int64_t r) {
-      quantize_row(static_cast<TensorType>(type), rows + r * cols, cols, importance, static_cast<uint8_t*>(out) + r * bytes);
+      quantize_row(static_cast<TensorType>(type), rows + r * cols, cols, importance,
+                   static_cast<uint8_t*>(out) + r * bytes);
     });
   });
 }
@@ -200,7 +216,8 @@ mobillama_status mobillama_dequantize(int32_t type, const void* rows, int64_t nu
     need(out, "out");
     const int64_t bytes = checked_row(type, cols);
     for_rows(num_rows, 1, [&](int64_t r) {
-      dequantize_row(static_cast<TensorType>(type), static_cast<const uint8_t*>(rows) + r * bytes, cols, out + r * cols);
+      dequantize_row(static_cast<TensorType>(type), static_cast<const uint8_t*>(rows) + r * bytes, cols,
+                     out + r * cols);
     });
   });
 }
@@ -208,7 +225,9 @@ mobillama_status mobillama_dequantize(int32_t type, const void* rows, int64_t nu
 double mobillama_bandwidth(int64_t bytes, int32_t threads, double seconds) {
   double speed = 0;
   guarded([&] {
-    if (bytes < 4096 || threads < 0 || threads > 256) fail(MOBILLAMA_INVALID, "bytes=%lld threads=%d; expected 4096 or more, and 0 to 256", static_cast<long long>(bytes), threads);
+    if (bytes < 4096 || threads < 0 || threads > 256)
+      fail(MOBILLAMA_INVALID, "bytes=%lld threads=%d; expected 4096 or more, and 0 to 256",
+           static_cast<long long>(bytes), threads);
     Pool pool(threads == 0 ? cores() : threads);
     const Buffer buffer(static_cast<size_t>(bytes));
     std::fill_n(buffer.data(), buffer.bytes(), uint8_t{1});
@@ -223,7 +242,8 @@ double mobillama_bandwidth(int64_t bytes, int32_t threads, double seconds) {
         pool.phase(
             worker, pieces,
             [&](int piece) {
-              const auto* words = reinterpret_cast<const uint64_t*>(buffer.data() + static_cast<size_t>(piece) * kPiece);
+              const auto* words =
+                  reinterpret_cast<const uint64_t*>(buffer.data() + static_cast<size_t>(piece) * kPiece);
               uint64_t sums[8] = {};
               for (size_t i = 0; i < kPiece / 8; i += 8)
                 for (size_t lane = 0; lane < 8; lane++) sums[lane] ^= words[i + lane];

@@ -49,7 +49,8 @@ struct Pieces {
 };
 
 int checked(int32_t given, int standard, int largest, const char* name) {
-  if (given < 0 || given > largest) fail(MOBILLAMA_INVALID, "%s=%d; expected 0 (the default) to %d", name, given, largest);
+  if (given < 0 || given > largest)
+    fail(MOBILLAMA_INVALID, "%s=%d; expected 0 (the default) to %d", name, given, largest);
   return given == 0 ? standard : given;
 }
 
@@ -102,7 +103,8 @@ Context::Context(const Weights& weights, const mobillama_context_options& option
   const int half = shape.head_dim / 2;
   for (int i = 0; i < half; i++) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(shape.head_dim);
-    const float frequency = 1.0f / static_cast<float>(std::pow(static_cast<double>(shape.rope_theta), static_cast<double>(exponent)));
+    const float frequency =
+        1.0f / static_cast<float>(std::pow(static_cast<double>(shape.rope_theta), static_cast<double>(exponent)));
     for (int position = 0; position < max_tokens_; position++) {
       const float angle = static_cast<float>(position) * frequency;
       const size_t at = static_cast<size_t>(position) * static_cast<size_t>(half) + static_cast<size_t>(i);
@@ -115,20 +117,25 @@ Context::Context(const Weights& weights, const mobillama_context_options& option
 // ---- what callers ask for ----
 
 void Context::check_sequence(int sequence) const {
-  if (sequence < 0 || sequence >= max_sequences_) fail(MOBILLAMA_INVALID, "sequence %d; this context has 0 to %d", sequence, max_sequences_ - 1);
+  if (sequence < 0 || sequence >= max_sequences_)
+    fail(MOBILLAMA_INVALID, "sequence %d; this context has 0 to %d", sequence, max_sequences_ - 1);
 }
 
 void Context::check_ids(const int32_t* ids, int n) const {
   if (ids == nullptr || n < 1) fail(MOBILLAMA_INVALID, "%d ids; expected 1 or more", n);
   for (int i = 0; i < n; i++)
     if (ids[i] < 0 || ids[i] >= weights_.shape.vocab_size)
-      fail(MOBILLAMA_INVALID, "id %d at place %d is outside the vocabulary; expected 0 to %d", ids[i], i, weights_.shape.vocab_size - 1);
+      fail(MOBILLAMA_INVALID, "id %d at place %d is outside the vocabulary; expected 0 to %d", ids[i], i,
+           weights_.shape.vocab_size - 1);
 }
 
 void Context::check_room(int sequence, int n) const {
   const int length = lengths_[static_cast<size_t>(sequence)];
   if (n > max_tokens_ - length)
-    fail(MOBILLAMA_FULL, "%d more tokens do not fit behind the %d of sequence %d; it holds %d: rewind it, or make a context with more max_tokens", n, length, sequence, max_tokens_);
+    fail(MOBILLAMA_FULL,
+         "%d more tokens do not fit behind the %d of sequence %d; it holds %d: rewind it, or make a context with more "
+         "max_tokens",
+         n, length, sequence, max_tokens_);
 }
 
 void Context::prefill(int sequence, const int32_t* ids, int n) { append(sequence, ids, n, Want::last); }
@@ -159,7 +166,8 @@ void Context::decode(const int32_t* sequences, const int32_t* ids, int n) {
     check_sequence(sequences[i]);
     check_room(sequences[i], 1);
     for (int j = 0; j < i; j++)
-      if (sequences[i] == sequences[j]) fail(MOBILLAMA_INVALID, "sequence %d is named twice; decode appends one id to each", sequences[i]);
+      if (sequences[i] == sequences[j])
+        fail(MOBILLAMA_INVALID, "sequence %d is named twice; decode appends one id to each", sequences[i]);
     rows_[static_cast<size_t>(i)] = {sequences[i], lengths_[static_cast<size_t>(sequences[i])], ids[i]};
   }
   cancelled_.store(false);
@@ -167,11 +175,13 @@ void Context::decode(const int32_t* sequences, const int32_t* ids, int n) {
   for (int i = 0; i < n; i++) lengths_[static_cast<size_t>(sequences[i])]++;
 }
 
-void Context::log_probs(int sequence, const int32_t* ids, int n, const int32_t* where, const int32_t* targets, int m, double* out) {
+void Context::log_probs(int sequence, const int32_t* ids, int n, const int32_t* where, const int32_t* targets, int m,
+                        double* out) {
   check_sequence(sequence);
   check_ids(ids, n);
   check_room(sequence, n);
-  if (m < 1 || where == nullptr || out == nullptr) fail(MOBILLAMA_INVALID, "%d targets; expected 1 or more, with their places", m);
+  if (m < 1 || where == nullptr || out == nullptr)
+    fail(MOBILLAMA_INVALID, "%d targets; expected 1 or more, with their places", m);
   check_ids(targets, m);
   for (int j = 0; j < m; j++)
     if (where[j] < (j > 0 ? where[j - 1] : 0) || where[j] >= n)
@@ -191,7 +201,8 @@ void Context::log_probs(int sequence, const int32_t* ids, int n, const int32_t* 
         if (found == kHeadRows) break;
         place[found] = where[last];
         std::memcpy(final_.x + static_cast<size_t>(found) * static_cast<size_t>(hidden),
-                    input_.x + static_cast<size_t>(where[last] - begin) * static_cast<size_t>(hidden), static_cast<size_t>(hidden) * sizeof(float));
+                    input_.x + static_cast<size_t>(where[last] - begin) * static_cast<size_t>(hidden),
+                    static_cast<size_t>(hidden) * sizeof(float));
         found++;
       }
       pool_.run([&](int worker) { head_pass(worker, -1, found); });
@@ -216,7 +227,9 @@ double Context::log_prob(const float* logits, int32_t target) const {
 void Context::fork(int from, int to, int n) {
   check_sequence(from);
   check_sequence(to);
-  if (n < 0 || n > lengths_[static_cast<size_t>(from)]) fail(MOBILLAMA_INVALID, "the first %d tokens of sequence %d; it has %d", n, from, lengths_[static_cast<size_t>(from)]);
+  if (n < 0 || n > lengths_[static_cast<size_t>(from)])
+    fail(MOBILLAMA_INVALID, "the first %d tokens of sequence %d; it has %d", n, from,
+         lengths_[static_cast<size_t>(from)]);
   if (from != to) cache_.copy(from, to, n);
   lengths_[static_cast<size_t>(to)] = n;
 }
@@ -226,9 +239,13 @@ void Context::rewind(int sequence, int n) {
   fork(sequence, sequence, n);
 }
 
-const float* Context::logits(int row) const { return row < 0 || row >= logit_rows_ ? nullptr : logits_ + static_cast<size_t>(row) * v_stride_; }
+const float* Context::logits(int row) const {
+  return row < 0 || row >= logit_rows_ ? nullptr : logits_ + static_cast<size_t>(row) * v_stride_;
+}
 
-int Context::length(int sequence) const { return sequence < 0 || sequence >= max_sequences_ ? -1 : lengths_[static_cast<size_t>(sequence)]; }
+int Context::length(int sequence) const {
+  return sequence < 0 || sequence >= max_sequences_ ? -1 : lengths_[static_cast<size_t>(sequence)];
+}
 
 // ---- the forward pass, run by all workers at once ----
 
@@ -253,22 +270,25 @@ void Context::round_row(const Activations& x, int row, bool wanted) const {
   kernels_.quantize(one.x, x.cols, kGroup, one.q, one.scale, one.sum, one.half_sum);
 }
 
-void Context::multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) const {
-  if (!float_activations_ || is_float(w.layout)) return kernels_.multiply[static_cast<int>(w.layout)](w, begin, end, x, n, y, stride);
+void Context::multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y,
+                              size_t stride) const {
+  if (!float_activations_ || is_float(w.layout))
+    return kernels_.multiply[static_cast<int>(w.layout)](w, begin, end, x, n, y, stride);
   std::vector<float> weights(static_cast<size_t>(w.cols));  // for checking only: slow and plain
   for (int row = begin * kPanelRows; row < std::min(end * kPanelRows, w.rows); row++) {
     read_row(w, row, weights.data());
     for (int t = 0; t < n; t++) {
       const float* in = x.x + static_cast<size_t>(t) * static_cast<size_t>(w.cols);
       double sum = 0;
-      for (int c = 0; c < w.cols; c++) sum += static_cast<double>(weights[static_cast<size_t>(c)]) * static_cast<double>(in[c]);
+      for (int c = 0; c < w.cols; c++)
+        sum += static_cast<double>(weights[static_cast<size_t>(c)]) * static_cast<double>(in[c]);
       y[static_cast<size_t>(t) * stride + static_cast<size_t>(row)] = static_cast<float>(sum);
     }
   }
 }
 
-// work(chunk) for all chunks, then each(row) for all rows: by the last worker to arrive where there are one or two rows,
-// in a phase of their own where there are more.
+// work(chunk) for all chunks, then each(row) for all rows: by the last worker to arrive where there are one or two
+// rows, in a phase of their own where there are more.
 template <class Work, class Each>
 void Context::phase_then_rows(int worker, int chunks, int n, Work&& work, Each&& each) {
   if (n <= 2) {
@@ -283,7 +303,8 @@ void Context::phase_then_rows(int worker, int chunks, int n, Work&& work, Each&&
 
 // step: panels per unit of a chunk (2 where groups of 32 outputs must stay together).
 template <size_t kCount, class After, class Each>
-void Context::multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, int step, After&& after, Each&& each) {
+void Context::multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, int step,
+                       After&& after, Each&& each) {
   int chunks[kCount], sizes[kCount], total = 0;
   for (size_t i = 0; i < kCount; i++) {
     const Panels& w = *products[i].panels;
@@ -310,7 +331,10 @@ void Context::compute(int worker, int n, bool same_sequence, Want want) {
   const size_t hidden = static_cast<size_t>(shape.hidden_size);
   const Layer& first = weights_.layers[0];
   phase_then_rows(
-      worker, n, n, [&](int row) { read_row(weights_.embedding, rows_[static_cast<size_t>(row)].id, x_ + static_cast<size_t>(row) * hidden); },
+      worker, n, n,
+      [&](int row) {
+        read_row(weights_.embedding, rows_[static_cast<size_t>(row)].id, x_ + static_cast<size_t>(row) * hidden);
+      },
       [&](int row) {
         const size_t at = static_cast<size_t>(row) * hidden;
         kernels_.rms_norm(x_ + at, first.attn_norm, shape.hidden_size, shape.rms_norm_eps, input_.x + at);
@@ -362,7 +386,8 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
 
   // Gate and up of the same rows by the same worker, so that their product follows at once.
   const bool codes = wants_codes({&ffn.down}) && !float_activations_;
-  const int per_chunk = 2 * (n > 4 ? 1 : static_cast<int>(std::max<size_t>(1, kChunkBytes / (4 * ffn.gate.panel_bytes))));
+  const int per_chunk =
+      2 * (n > 4 ? 1 : static_cast<int>(std::max<size_t>(1, kChunkBytes / (4 * ffn.gate.panel_bytes))));
   const int chunks = (ffn.gate.panels + per_chunk - 1) / per_chunk;
   pool_.phase(
       worker, chunks,
@@ -375,8 +400,11 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
           float* gate = gate_ + static_cast<size_t>(row) * f_ + from;
           kernels_.swiglu(gate, up_ + static_cast<size_t>(row) * f_ + from, to - from);
           const size_t at = static_cast<size_t>(row) * inner + static_cast<size_t>(from), group = at / kGroup;
-          if (codes) kernels_.quantize(gate, to - from, kGroup, inner_.q + at, inner_.scale + group, inner_.sum + group, inner_.half_sum + 2 * group);
-          if (!codes || is_float(ffn.down.layout)) std::memcpy(inner_.x + at, gate, static_cast<size_t>(to - from) * sizeof(float));
+          if (codes)
+            kernels_.quantize(gate, to - from, kGroup, inner_.q + at, inner_.scale + group, inner_.sum + group,
+                              inner_.half_sum + 2 * group);
+          if (!codes || is_float(ffn.down.layout))
+            std::memcpy(inner_.x + at, gate, static_cast<size_t>(to - from) * sizeof(float));
         }
       },
       [&] { stopped_ = cancelled_.load(); });
@@ -384,7 +412,8 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
   const bool last = index + 1 == shape.num_hidden_layers;
   const float* norm = last ? weights_.output_norm : weights_.layers[static_cast<size_t>(index) + 1].attn_norm;
   const bool next_codes = last ? wants_codes({&weights_.head})
-                               : wants_codes({&weights_.layers[static_cast<size_t>(index) + 1].q, &weights_.layers[static_cast<size_t>(index) + 1].k,
+                               : wants_codes({&weights_.layers[static_cast<size_t>(index) + 1].q,
+                                              &weights_.layers[static_cast<size_t>(index) + 1].k,
                                               &weights_.layers[static_cast<size_t>(index) + 1].v});
   const Product down[] = {{&ffn.down, out_, d_}};
   multiply(worker, n, down, inner_, 1, add_to_x, [&](int row) {
@@ -412,7 +441,8 @@ void Context::attend(int worker, int row, int layer, int head) {
   const KvCache::Head kv = cache_.head(at.sequence, layer, head);
   float* scores = scores_ + static_cast<size_t>(worker) * scores_stride_;
   // The values' and the next head's keys' beginnings, while this head's scores are computed.
-  const size_t soon = std::min<size_t>(static_cast<size_t>(at.position + 1) * cache_.item_size() * static_cast<size_t>(dim), kSoonBytes);
+  const size_t soon = std::min<size_t>(
+      static_cast<size_t>(at.position + 1) * cache_.item_size() * static_cast<size_t>(dim), kSoonBytes);
   fetch(kv.values, soon);
   if (head + 1 < shape.num_key_value_heads) fetch(cache_.head(at.sequence, layer, head + 1).keys, soon);
   for (int h = head * per_kv; h < (head + 1) * per_kv; h++) {
@@ -431,7 +461,8 @@ void Context::attend(int worker, int row, int layer, int head) {
   }
 }
 
-// Logits of n rows from `first` on of the last pass; first = -1: of the n rows put into final_, whose codes are made here.
+// Logits of n rows from `first` on of the last pass; first = -1: of the n rows put into final_, whose codes are made
+// here.
 void Context::head_pass(int worker, int first, int n) {
   const bool own = first < 0;
   if (own) pool_.phase(worker, n, [&](int row) { round_row(final_, row, wants_codes({&weights_.head})); }, [] {});

@@ -1,7 +1,7 @@
 // Sequences and the forward pass: ids in, logits out, keys and values kept.
 //
-// Legend: n rows (one new token each) of one pass, D hidden_size, F intermediate_size, H query heads, K key/value heads,
-// Dh head_dim, V vocab_size, S positions.
+// Legend: n rows (one new token each) of one pass, D hidden_size, F intermediate_size, H query heads, K key/value
+// heads, Dh head_dim, V vocab_size, S positions.
 #pragma once
 
 #include <atomic>
@@ -42,8 +42,8 @@ class KvCache {
   size_t plane() const;  // bytes of one head's keys, or values
   int layers_, heads_, head_dim_;
   mobillama_kv_type type_;
-  size_t item_;      // bytes of a key's or value's component
-  size_t positions_; // max_tokens rounded up to whole blocks of 16
+  size_t item_;       // bytes of a key's or value's component
+  size_t positions_;  // max_tokens rounded up to whole blocks of 16
   Buffer memory_, scales_;
 };
 
@@ -55,7 +55,8 @@ class Context {
   void prefill(int sequence, const int32_t* ids, int n);
   void decode(const int32_t* sequences, const int32_t* ids, int n);
   void verify(int sequence, const int32_t* ids, int n);
-  void log_probs(int sequence, const int32_t* ids, int n, const int32_t* where, const int32_t* targets, int m, double* out);
+  void log_probs(int sequence, const int32_t* ids, int n, const int32_t* where, const int32_t* targets, int m,
+                 double* out);
   void fork(int from, int to, int n);
   void rewind(int sequence, int n);
 
@@ -92,7 +93,8 @@ class Context {
     size_t stride;
   };
   template <size_t kCount, class After, class Each>
-  void multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, int step, After&& after, Each&& each);
+  void multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, int step, After&& after,
+                Each&& each);
   template <class Work, class Each>
   void phase_then_rows(int worker, int chunks, int n, Work&& work, Each&& each);
   void multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) const;
@@ -107,13 +109,13 @@ class Context {
   KvCache cache_;
   Pool pool_;
   std::atomic<bool> cancelled_{false};
-  bool stopped_ = false;  // written between phases only
+  std::atomic<bool> stopped_{false};  // written between phases; a worker that comes late may see it early, and goes
 
   Buffer scratch_;
-  Activations input_, mixed_, inner_, final_;      // (n, D), (n, H Dh), (n, F), (n, D): of the next products
-  float *x_, *q_, *k_, *v_, *gate_, *up_, *out_;   // (n, D), (n, H Dh), (n, K Dh) twice, (n, F) twice, (n, D)
-  float *logits_, *cos_, *sin_;                    // (kRows, V padded), (max_tokens, Dh / 2) twice
-  float* scores_;                                  // (threads, max_tokens padded + 16)
+  Activations input_, mixed_, inner_, final_;           // (n, D), (n, H Dh), (n, F), (n, D): of the next products
+  float *x_, *q_, *k_, *v_, *gate_, *up_, *out_;        // (n, D), (n, H Dh), (n, K Dh) twice, (n, F) twice, (n, D)
+  float *logits_, *cos_, *sin_;                         // (kRows, V padded), (max_tokens, Dh / 2) twice
+  float* scores_;                                       // (threads, max_tokens padded + 16)
   size_t d_, qkv_, kv_, f_, v_stride_, scores_stride_;  // row strides, padded to whole panels
   std::vector<Row> rows_;
   int logit_rows_ = 0;

@@ -35,10 +35,13 @@ namespace {
 bool always() { return true; }
 
 #if defined(__x86_64__)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 #else
 bool has_avx2() { return false; }
@@ -60,7 +63,8 @@ struct Choice {
   const Kernels* (*table)();
   bool (*present)();
 };
-constexpr Choice kChoices[] = {  // fastest first
+constexpr Choice kChoices[] = {
+    // fastest first
     {"avx512", avx512_kernels, has_avx512}, {"avx2", avx2_kernels, has_avx2},   {"neon-dot", neon_dot_kernels, has_dot},
     {"neon", neon_kernels, always},         {"scalar", scalar_kernels, always},
 };
@@ -74,7 +78,9 @@ const Kernels& choose_kernels() {
     if (!any && std::strcmp(wanted, choice.name) != 0) continue;
     const Kernels* table = choice.table();
     if (table != nullptr && choice.present()) return *table;
-    if (!any) fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s, but this processor or this build has not got it; unset it", wanted);
+    if (!any)
+      fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s, but this processor or this build has not got it; unset it",
+           wanted);
   }
   fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s is not known; expected scalar, avx2, avx512, neon or neon-dot", wanted);
 }

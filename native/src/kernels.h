@@ -1,8 +1,8 @@
 // The inner loops, one table of them per instruction set, and the layouts they read.
 //
-// Every function gives the same bits in every table: integer sums are exact, and every floating-point sum has one order,
-// written here. Lanes are rows (or positions), so that the width of a vector register does not enter. A multiply-add is
-// fused exactly where the text says fma. Files of this room are compiled with -ffp-contract=off.
+// Every function gives the same bits in every table: integer sums are exact, and every floating-point sum has one
+// order, written here. Lanes are rows (or positions), so that the width of a vector register does not enter. A
+// multiply-add is fused exactly where the text says fma. Files of this room are compiled with -ffp-contract=off.
 //
 // Legend: R rows, C cols, G = C / 32 groups, n tokens, Dh head_dim, S positions.
 #pragma once
@@ -12,20 +12,23 @@
 
 namespace mobillama {
 
-constexpr int kPanelRows = 16;   // rows computed side by side
-constexpr int kGroup = 32;       // weights (and activations) that share a scale
-constexpr int kSuper = 256;      // weights of a Q6_K block
+constexpr int kPanelRows = 16;  // rows computed side by side
+constexpr int kGroup = 32;      // weights (and activations) that share a scale
+constexpr int kSuper = 256;     // weights of a Q6_K block
 constexpr int kMaxHeadDim = 256;
 
-// How a matrix lies in memory. Panels of 16 rows, one after the other; rows past the last one are zero. "Column group" j
-// of a tile of 16 rows x 32 columns: columns 4j to 4j + 3 of every row, 64 bytes: row 0's four, row 1's four, ...
+// How a matrix lies in memory. Panels of 16 rows, one after the other; rows past the last one are zero. "Column group"
+// j of a tile of 16 rows x 32 columns: columns 4j to 4j + 3 of every row, 64 bytes: row 0's four, row 1's four, ...
 //   F32, F16, BF16: (C, 16 rows) values: a column's 16 rows side by side.
-//   Q4 (288 bytes a tile): 4 x 64 bytes, block j has column group j in the low and j + 4 in the high nibbles; 16 scales f16.
+//   Q4 (288 bytes a tile): 4 x 64 bytes, block j has column group j in the low and j + 4 in the high nibbles; 16 scales
+//   f16.
 //     weight = scale * (code - 8).
-//   Q5 (352): as Q4; then 8 masks of 64 bits, mask j's bit 4 * row + i is the fifth bit of column 4j + i; 16 scales f16.
+//   Q5 (352): as Q4; then 8 masks of 64 bits, mask j's bit 4 * row + i is the fifth bit of column 4j + i; 16 scales
+//   f16.
 //     weight = scale * (code - 16).
 //   Q8 (544): 8 x 64 bytes, code = weight + 128; 16 scales f16. weight = scale * (code - 128).
-//   Q6K (3,360 for 16 x 256): 16 scales f16; (16 sixteenths, 16 rows) int8; then per 32 columns 4 x 64 bytes of nibbles as
+//   Q6K (3,360 for 16 x 256): 16 scales f16; (16 sixteenths, 16 rows) int8; then per 32 columns 4 x 64 bytes of nibbles
+//   as
 //     in Q4 and 2 x 64 bytes: block b, bits 2i and 2i + 1 are bits 4 and 5 of column group 4b + i.
 //     weight = scale * int8 of its sixteenth * (code - 32).
 enum class Layout : uint8_t { F32, F16, BF16, Q4, Q5, Q8, Q6K };
@@ -36,19 +39,19 @@ constexpr bool is_float(Layout layout) { return layout <= Layout::BF16; }
 struct Panels {
   Layout layout = Layout::F32;
   int rows = 0, cols = 0;
-  int panels = 0;           // rows / 16, rounded up
+  int panels = 0;  // rows / 16, rounded up
   size_t panel_bytes = 0;
   const uint8_t* data = nullptr;
-  int resident = 0;         // panels below this one are meant to stay in cache; those from it on are streamed past it
+  int resident = 0;  // panels below this one are meant to stay in cache; those from it on are streamed past it
 };
 
 // n vectors of C activations; either the float side or the int8 side is filled, or both.
 struct Activations {
   int cols = 0;
-  float* x = nullptr;         // (n, C)
-  int8_t* q = nullptr;        // (n, C)      x ~ scale * q
-  float* scale = nullptr;     // (n, G)
-  int32_t* sum = nullptr;     // (n, G)      of q in the group
+  float* x = nullptr;           // (n, C)
+  int8_t* q = nullptr;          // (n, C)      x ~ scale * q
+  float* scale = nullptr;       // (n, G)
+  int32_t* sum = nullptr;       // (n, G)      of q in the group
   int32_t* half_sum = nullptr;  // (n, 2 G)  of q in its sixteens
 };
 
@@ -58,23 +61,23 @@ struct Activations {
 //   float layouts: four accumulators, column c goes to c % 4 in order: a = fma(w, x, a); y = (a0 + a1) + (a2 + a3).
 using Multiply = void (*)(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride);
 
-struct Query {  // of one head
-  const float* x;    // (Dh), already divided by sqrt(Dh)
-  const int8_t* q;   // (Dh), scale and sum: for int8 keys
+struct Query {      // of one head
+  const float* x;   // (Dh), already divided by sqrt(Dh)
+  const int8_t* q;  // (Dh), scale and sum: for int8 keys
   float scale;
   int32_t sum;
 };
 
-// Keys of one head: blocks of 16 positions. F32 and F16: (blocks, Dh, 16). Int8: (blocks, Dh / 4, 16, 4), code = key + 128,
-// and one scale per position. Values: (S, Dh), int8 with one scale per position.
+// Dh is a multiple of 4. Keys of one head: blocks of 16 positions. F32 and F16: (blocks, Dh, 16). Int8: (blocks, Dh /
+// 4, 16, 4), code = key + 128, and one scale per position. Values: (S, Dh), int8 with one scale per position.
 constexpr int kKvTypes = 3;  // in the order of mobillama_kv_type: F16, INT8, F32
 
 struct Kernels {
   const char* name;
   Multiply multiply[kLayouts];
 
-  // Groups of `group` (a multiple of 4; half sums are of group / 2): scale = max|x| / 127, q = nearest-even(x * (127 / max|x|)),
-  // all zero where max|x| is 0. half_sum may be null.
+  // Groups of `group` (a multiple of 4; half sums are of group / 2): scale = max|x| / 127, q = nearest-even(x * (127 /
+  // max|x|)), all zero where 127 / max|x| is infinite (max|x| is 0 or below 3.8e-37). half_sum may be null.
   void (*quantize)(const float* x, int count, int group, int8_t* q, float* scale, int32_t* sum, int32_t* half_sum);
 
   // 16 lanes, lane i % 16: s = fma(x, x, s); the lanes are summed as a tree (l + l+8, then +4, +2, +1).
@@ -84,7 +87,8 @@ struct Kernels {
   // gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i], exp as in kernels_exp.h.
   void (*swiglu)(float* gate, const float* up, int n);
 
-  // Pairs (i, i + half): x1 * cos - x2 * sin, x2 * cos + x1 * sin, as fma(x1, cos, -(x2 * sin)), fma(x2, cos, x1 * sin).
+  // Pairs (i, i + half): x1 * cos - x2 * sin, x2 * cos + x1 * sin, as fma(x1, cos, -(x2 * sin)), fma(x2, cos, x1 *
+  // sin).
   void (*rotate)(float* x, const float* cos, const float* sin, int half);
 
   void (*to_half)(const float* x, int n, uint16_t* out);  // nearest even
@@ -97,7 +101,8 @@ struct Kernels {
   // exp(score - largest) in place, zero in the padding to a multiple of 16; the sum: 16 lanes, then the tree.
   float (*softmax)(float* scores, int length);
 
-  // out[d] = sum over positions in order of fma(p, v, out); int8: fma(p * value_scale, float(v), out); times `factor` at the end.
+  // out[d] = sum over positions in order of fma(p, v, out); int8: fma(p * value_scale, float(v), out); times `factor`
+  // at the end.
   void (*mix[kKvTypes])(const float* p, const void* values, const float* value_scales, int head_dim, int length,
                         float factor, float* out);
 };

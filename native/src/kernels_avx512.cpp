@@ -1,5 +1,5 @@
-// Kernels for x86 with AVX-512 and its 8-bit dot product (VNNI). Built with the flags of that instruction set; only called
-// where the processor has it. Text and order of operations: kernels.h.
+// Kernels for x86 with AVX-512 and its 8-bit dot product (VNNI). Built with the flags of that instruction set; only
+// called where the processor has it. Text and order of operations: kernels.h.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -14,7 +14,9 @@ namespace {
 
 constexpr int kAhead = 2048;  // bytes between a streamed weight's prefetch and its use
 
-inline __m512 load_scales(const uint8_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+inline __m512 load_scales(const uint8_t* at) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
 inline __m512i broadcast4(const int8_t* q) {
   int32_t four;
   std::memcpy(&four, q, 4);
@@ -23,7 +25,8 @@ inline __m512i broadcast4(const int8_t* q) {
 
 template <int kBytes>
 inline void prefetch_tile(const uint8_t* tile) {
-  for (int line = 0; line < kBytes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(tile) + kAhead + line, _MM_HINT_NTA);
+  for (int line = 0; line < kBytes; line += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(tile) + kAhead + line, _MM_HINT_NTA);
 }
 
 // ---- unsigned codes of a tile: eight column groups of 16 rows x 4 columns ----
@@ -118,17 +121,21 @@ inline void panel_q6k(const uint8_t* block, int groups, const Activations& x, in
       }
       __m512i sixteenth[2];
       for (int b = 0; b < 2; b++)
-        sixteenth[b] = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 32 + 32 * inside + 16 * b)));
+        sixteenth[b] =
+            _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 32 + 32 * inside + 16 * b)));
       for (int t = 0; t < kTokens; t++) {
         const size_t here = at[t] + static_cast<size_t>(g);
         const int8_t* q = x.q + here * kGroup;
         __m512i dots[2];
         for (int b = 0; b < 2; b++) {
           dots[b] = _mm512_set1_epi32(-32 * x.half_sum[2 * here + static_cast<size_t>(b)]);
-          for (int j = 0; j < 4; j++) dots[b] = _mm512_dpbusd_epi32(dots[b], codes[4 * b + j], broadcast4(q + 16 * b + 4 * j));
+          for (int j = 0; j < 4; j++)
+            dots[b] = _mm512_dpbusd_epi32(dots[b], codes[4 * b + j], broadcast4(q + 16 * b + 4 * j));
         }
-        const __m512i dot = _mm512_add_epi32(_mm512_mullo_epi32(dots[0], sixteenth[0]), _mm512_mullo_epi32(dots[1], sixteenth[1]));
-        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(weight_scale, _mm512_set1_ps(x.scale[here])), acc[t]);
+        const __m512i dot =
+            _mm512_add_epi32(_mm512_mullo_epi32(dots[0], sixteenth[0]), _mm512_mullo_epi32(dots[1], sixteenth[1]));
+        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(weight_scale, _mm512_set1_ps(x.scale[here])),
+                                 acc[t]);
       }
     }
   }
@@ -156,13 +163,17 @@ inline void panel_floats(const uint8_t* panel, int cols, const Activations& x, i
     for (int i = 0; i < 4; i++) {
       const __m512 w = load_floats<kLayout>(panel, static_cast<size_t>(c + i) * kPanelRows);
       for (int t = 0; t < kTokens; t++)
-        acc[t][i] = _mm512_fmadd_ps(w, _mm512_set1_ps(in[static_cast<size_t>(t) * static_cast<size_t>(cols) + static_cast<size_t>(c + i)]), acc[t][i]);
+        acc[t][i] = _mm512_fmadd_ps(
+            w, _mm512_set1_ps(in[static_cast<size_t>(t) * static_cast<size_t>(cols) + static_cast<size_t>(c + i)]),
+            acc[t][i]);
     }
   }
   for (int c = whole; c < cols; c++) {
     const __m512 w = load_floats<kLayout>(panel, static_cast<size_t>(c) * kPanelRows);
     for (int t = 0; t < kTokens; t++)
-      acc[t][c - whole] = _mm512_fmadd_ps(w, _mm512_set1_ps(in[static_cast<size_t>(t) * static_cast<size_t>(cols) + static_cast<size_t>(c)]), acc[t][c - whole]);
+      acc[t][c - whole] = _mm512_fmadd_ps(
+          w, _mm512_set1_ps(in[static_cast<size_t>(t) * static_cast<size_t>(cols) + static_cast<size_t>(c)]),
+          acc[t][c - whole]);
   }
   for (int t = 0; t < kTokens; t++)
     _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride,
@@ -195,7 +206,8 @@ struct Floats {
 };
 
 template <class Kind, int kTokens>
-inline void rest_of_tokens(int left, const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
+inline void rest_of_tokens(int left, const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y,
+                           size_t stride) {
   if constexpr (kTokens > 0) {
     if (left == kTokens) return Kind::template run<kTokens, false>(w, panel, x, first, y, stride);
     rest_of_tokens<Kind, kTokens - 1>(left, w, panel, x, first, y, stride);
@@ -213,14 +225,17 @@ void multiply(const Panels& w, int begin, int end, const Activations& x, int n, 
       continue;
     }
     int t = 0;
-    for (; t + Kind::kBlock <= n; t += Kind::kBlock) Kind::template run<Kind::kBlock, false>(w, panel, x, t, out, stride);
+    for (; t + Kind::kBlock <= n; t += Kind::kBlock)
+      Kind::template run<Kind::kBlock, false>(w, panel, x, t, out, stride);
     rest_of_tokens<Kind, Kind::kBlock - 1>(n - t, w, panel, x, t, out, stride);
   }
 }
 
 // ---- vectors ----
 
-inline __mmask16 lanes(int n) { return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1); }
+inline __mmask16 lanes(int n) {
+  return n >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << n) - 1);
+}
 
 inline float tree(__m512 v) {  // of 16 lanes, the order of kernels.h
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -235,7 +250,8 @@ void quantize(const float* x, int count, int group, int8_t* q, float* scale, int
     for (int i = 0; i < group; i += 16)
       most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(group - i), x + begin + i)));
     const float largest = _mm512_reduce_max_ps(most);
-    const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+    const float factor = 127.0f / largest;  // infinite where the group is too small to divide by: all zero
+    const __m512 inverse = _mm512_set1_ps(std::isinf(factor) ? 0.0f : factor);
     __m512i totals[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     const int half = group / 2;
     for (int part = 0; part < 2; part++)
@@ -268,7 +284,8 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* out)
 
 inline __m512 exponential(__m512 x) {
   x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(kExpLow)), _mm512_set1_ps(kExpHigh));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 n =
+      _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(kLog2e)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-kLn2Low), _mm512_fmadd_ps(n, _mm512_set1_ps(-kLn2High), x));
   __m512 value = _mm512_set1_ps(kExp[6]);
   for (int i = 5; i >= 0; i--) value = _mm512_fmadd_ps(value, r, _mm512_set1_ps(kExp[i]));
@@ -301,19 +318,28 @@ void rotate(float* x, const float* cos, const float* sin, int half) {
 void to_half(const float* x, int n, uint16_t* out) {
   for (int i = 0; i < n; i += 16) {
     const __mmask16 mask = lanes(n - i);
-    const __m256i halves = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(mask, x + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i halves =
+        _mm512_cvtps_ph(_mm512_maskz_loadu_ps(mask, x + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_mask_storeu_epi16(out + i, mask, halves);
   }
 }
 
 // ---- attention ----
 
-inline __m512 load16(const uint16_t* at) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+inline __m512 load16(const uint16_t* at) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
 inline __m512 load16(const float* at) { return _mm512_loadu_ps(at); }
-inline __m512 load16(const int8_t* at) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))); }
-inline __m512 load_some(const uint16_t* at, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at)); }
+inline __m512 load16(const int8_t* at) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+}
+inline __m512 load_some(const uint16_t* at, __mmask16 mask) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at));
+}
 inline __m512 load_some(const float* at, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, at); }
-inline __m512 load_some(const int8_t* at, __mmask16 mask) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at))); }
+inline __m512 load_some(const int8_t* at, __mmask16 mask) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at)));
+}
 
 // kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
 template <class Key, int kBlocks>
@@ -324,7 +350,8 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
   for (int d = 0; d < head_dim; d++) {
     const __m512 value = _mm512_set1_ps(q[d]);
     for (int b = 0; b < kBlocks; b++)
-      acc[b] = _mm512_fmadd_ps(value, load16(keys + static_cast<size_t>(b) * block + 16 * static_cast<size_t>(d)), acc[b]);
+      acc[b] =
+          _mm512_fmadd_ps(value, load16(keys + static_cast<size_t>(b) * block + 16 * static_cast<size_t>(d)), acc[b]);
   }
   for (int b = 0; b < kBlocks; b++) _mm512_storeu_ps(scores + 16 * b, acc[b]);
 }
@@ -343,7 +370,8 @@ void scores_float(const Query& query, const void* keys, const float*, int head_d
   for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s);
 }
 
-void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length, float* scores) {
+void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
+                 float* scores) {
   const uint8_t* at = static_cast<const uint8_t*>(keys);
   const __m512 scale = _mm512_set1_ps(query.scale);
   const __m512i offset = _mm512_set1_epi32(-128 * query.sum);
@@ -377,7 +405,8 @@ float softmax(float* scores, int length) {
   const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
   __m512 sum = _mm512_setzero_ps();
   for (int s = 0; s < length; s += 16) {
-    const __m512 power = _mm512_maskz_mov_ps(lanes(length - s), exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + s), largest)));
+    const __m512 power =
+        _mm512_maskz_mov_ps(lanes(length - s), exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + s), largest)));
     _mm512_storeu_ps(scores + s, power);
     sum = _mm512_add_ps(sum, power);
   }
@@ -385,7 +414,8 @@ float softmax(float* scores, int length) {
 }
 
 template <class Value, int kVectors>
-inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length, float factor, float* out) {
+inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length,
+                        float factor, float* out) {
   __m512 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm512_setzero_ps();
   const int ahead = kAhead / (head_dim * static_cast<int>(sizeof(Value)));  // positions
@@ -404,7 +434,8 @@ inline void mix_vectors(const float* p, const Value* values, const float* value_
 }
 
 template <class Value>
-void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor, float* out) {
+void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
+         float* out) {
   const Value* v = static_cast<const Value*>(values);
   int d = 0;
   for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d);
@@ -415,7 +446,9 @@ void mix(const float* p, const void* values, const float* value_scales, int head
   for (int s = 0; s < length; s++) {
     float weight = p[s];
     if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
-    acc = _mm512_fmadd_ps(_mm512_set1_ps(weight), load_some(v + static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d), mask), acc);
+    acc = _mm512_fmadd_ps(
+        _mm512_set1_ps(weight),
+        load_some(v + static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d), mask), acc);
   }
   _mm512_mask_storeu_ps(out + d, mask, _mm512_mul_ps(acc, _mm512_set1_ps(factor)));
 }

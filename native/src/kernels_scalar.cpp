@@ -1,4 +1,5 @@
-// The reference: every kernel in plain C++, the text of kernels.h turned into loops. Slow; all others are tested against it.
+// The reference: every kernel in plain C++, the text of kernels.h turned into loops. Slow; all others are tested
+// against it.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -44,7 +45,8 @@ void multiply_float(const Panels& w, int begin, int end, const Activations& x, i
         float acc[4] = {};
         const float* in = x.x + static_cast<size_t>(t) * static_cast<size_t>(w.cols);
         for (int c = 0; c < w.cols; c++) acc[c % 4] = std::fma(float_weight<kLayout>(data, c, row), in[c], acc[c % 4]);
-        y[static_cast<size_t>(t) * stride + static_cast<size_t>(panel * kPanelRows + row)] = (acc[0] + acc[1]) + (acc[2] + acc[3]);
+        y[static_cast<size_t>(t) * stride + static_cast<size_t>(panel * kPanelRows + row)] =
+            (acc[0] + acc[1]) + (acc[2] + acc[3]);
       }
   }
 }
@@ -109,8 +111,10 @@ void multiply_q6k(const Panels& w, int begin, int end, const Activations& x, int
           const uint8_t* tile = block + 288 + 384 * inside;
           const size_t at = static_cast<size_t>(t) * static_cast<size_t>(groups) + static_cast<size_t>(g);
           int32_t dots[2] = {};
-          for (int c = 0; c < kGroup; c++) dots[c / 16] += (code_q6(tile, c, row) - 32) * x.q[at * kGroup + static_cast<size_t>(c)];
-          const int32_t dot = static_cast<int8_t>(scales[row]) * dots[0] + static_cast<int8_t>(scales[16 + row]) * dots[1];
+          for (int c = 0; c < kGroup; c++)
+            dots[c / 16] += (code_q6(tile, c, row) - 32) * x.q[at * kGroup + static_cast<size_t>(c)];
+          const int32_t dot =
+              static_cast<int8_t>(scales[row]) * dots[0] + static_cast<int8_t>(scales[16 + row]) * dots[1];
           acc = std::fma(static_cast<float>(dot), load_half(block + 2 * row) * x.scale[at], acc);
           if (inside == kGroups - 1) block += kBytes;
         }
@@ -127,7 +131,8 @@ void quantize(const float* x, int count, int group, int8_t* q, float* scale, int
     int32_t halves[2] = {};
     for (int i = 0; i < group; i++) {
       const float code = std::nearbyint(x[begin + i] * inverse);
-      q[begin + i] = std::fabs(code) <= 127.0f ? static_cast<int8_t>(code) : int8_t{0};  // not a number: anything defined
+      q[begin + i] =
+          std::fabs(code) <= 127.0f ? static_cast<int8_t>(code) : int8_t{0};  // not a number: anything defined
       halves[i >= group / 2] += q[begin + i];
     }
     scale[g] = largest / 127.0f;
@@ -192,7 +197,8 @@ void scores_float(const Query& query, const void* keys, const float*, int head_d
     }
 }
 
-void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length, float* scores) {
+void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
+                 float* scores) {
   const uint8_t* block = static_cast<const uint8_t*>(keys);
   for (int s = 0; s < length; s += 16, block += 16 * head_dim)
     for (int lane = 0; lane < 16; lane++) {
@@ -219,17 +225,22 @@ void mix_float(const float* p, const void* values, const float*, int head_dim, i
   const Value* v = static_cast<const Value*>(values);
   for (int d = 0; d < head_dim; d++) {
     float acc = 0;
-    for (int s = 0; s < length; s++) acc = std::fma(p[s], as_float(v[static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d)]), acc);
+    for (int s = 0; s < length; s++)
+      acc = std::fma(p[s], as_float(v[static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d)]),
+                     acc);
     out[d] = acc * factor;
   }
 }
 
-void mix_int8(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor, float* out) {
+void mix_int8(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
+              float* out) {
   const int8_t* v = static_cast<const int8_t*>(values);
   for (int d = 0; d < head_dim; d++) {
     float acc = 0;
     for (int s = 0; s < length; s++)
-      acc = std::fma(p[s] * value_scales[s], static_cast<float>(v[static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d)]), acc);
+      acc = std::fma(
+          p[s] * value_scales[s],
+          static_cast<float>(v[static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d)]), acc);
     out[d] = acc * factor;
   }
 }

@@ -14,7 +14,9 @@ size_t item_bytes(mobillama_kv_type type) { return type == MOBILLAMA_KV_F32 ? 4 
 size_t product(std::initializer_list<size_t> factors) {
   size_t all = 1;
   for (const size_t factor : factors)
-    if (__builtin_mul_overflow(all, factor, &all)) fail(MOBILLAMA_MEMORY, "keys and values of these sequences exceed the address space; ask for fewer or shorter ones");
+    if (__builtin_mul_overflow(all, factor, &all))
+      fail(MOBILLAMA_MEMORY,
+           "keys and values of these sequences exceed the address space; ask for fewer or shorter ones");
   return all;
 }
 
@@ -27,9 +29,10 @@ KvCache::KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int
       type_(type),
       item_(item_bytes(type)),
       positions_((static_cast<size_t>(max_tokens) + kBlock - 1) / kBlock * kBlock) {
-  const size_t planes = product({static_cast<size_t>(max_sequences), static_cast<size_t>(layers_), static_cast<size_t>(heads_), 2});
-  // 2 MB pages, though a sequence's first token then takes the memory of all its tokens: with small ones, missing pages in
-  // the processor's table cost a quarter of the attention's time.
+  const size_t planes =
+      product({static_cast<size_t>(max_sequences), static_cast<size_t>(layers_), static_cast<size_t>(heads_), 2});
+  // 2 MB pages, though a sequence's first token then takes the memory of all its tokens: with small ones, missing pages
+  // in the processor's table cost a quarter of the attention's time.
   memory_ = Buffer(product({planes, positions_, static_cast<size_t>(head_dim_), item_}));
   if (type == MOBILLAMA_KV_INT8) scales_ = Buffer(product({planes, positions_, sizeof(float)}), false);
 }
@@ -42,13 +45,17 @@ int64_t KvCache::bytes_per_token() const {
 size_t KvCache::plane() const { return positions_ * static_cast<size_t>(head_dim_) * item_; }
 
 KvCache::Head KvCache::head(int sequence, int layer, int head) const {
-  const size_t index = (static_cast<size_t>(sequence) * static_cast<size_t>(layers_) + static_cast<size_t>(layer)) * static_cast<size_t>(heads_) + static_cast<size_t>(head);
+  const size_t index = (static_cast<size_t>(sequence) * static_cast<size_t>(layers_) + static_cast<size_t>(layer)) *
+                           static_cast<size_t>(heads_) +
+                       static_cast<size_t>(head);
   uint8_t* keys = memory_.data() + 2 * index * plane();
-  float* scales = type_ == MOBILLAMA_KV_INT8 ? reinterpret_cast<float*>(scales_.data()) + 2 * index * positions_ : nullptr;
+  float* scales =
+      type_ == MOBILLAMA_KV_INT8 ? reinterpret_cast<float*>(scales_.data()) + 2 * index * positions_ : nullptr;
   return {keys, keys + plane(), scales, scales == nullptr ? nullptr : scales + positions_};
 }
 
-void KvCache::store(const Kernels& kernels, const Head& head, int position, const float* key, const float* value) const {
+void KvCache::store(const Kernels& kernels, const Head& head, int position, const float* key,
+                    const float* value) const {
   const size_t dim = static_cast<size_t>(head_dim_), lane = static_cast<size_t>(position) % kBlock;
   const size_t block = (static_cast<size_t>(position) - lane) * dim * item_;
   switch (type_) {
@@ -68,8 +75,10 @@ void KvCache::store(const Kernels& kernels, const Head& head, int position, cons
       int32_t sum;
       kernels.quantize(key, head_dim_, head_dim_, codes, head.key_scales + position, &sum, nullptr);
       for (size_t d = 0; d < dim; d += 4)
-        for (size_t i = 0; i < 4; i++) head.keys[block + kBlock * d + 4 * lane + i] = static_cast<uint8_t>(codes[d + i] + 128);
-      kernels.quantize(value, head_dim_, head_dim_, reinterpret_cast<int8_t*>(head.values) + static_cast<size_t>(position) * dim,
+        for (size_t i = 0; i < 4; i++)
+          head.keys[block + kBlock * d + 4 * lane + i] = static_cast<uint8_t>(codes[d + i] + 128);
+      kernels.quantize(value, head_dim_, head_dim_,
+                       reinterpret_cast<int8_t*>(head.values) + static_cast<size_t>(position) * dim,
                        head.value_scales + position, &sum, nullptr);
     }
   }

@@ -58,7 +58,8 @@ bool lay_q8(const uint8_t* row, int index, int groups, uint8_t* panel) {  // fil
 }
 
 // File: per half of 128 columns 64 bytes of low and 32 bytes of high bits, then 16 int8 scales and the f16 one.
-// In a half, low byte l < 32 has columns l and l + 64, byte l + 32 has columns l + 32 and l + 96; high byte l has all four.
+// In a half, low byte l < 32 has columns l and l + 64, byte l + 32 has columns l + 32 and l + 96; high byte l has all
+// four.
 bool lay_q6k(const uint8_t* row, int index, int supers, uint8_t* panel) {
   bool finite = true;
   for (int s = 0; s < supers; s++, row += 210, panel += kBlockQ6K) {
@@ -81,7 +82,8 @@ bool lay_float(TensorType type, const uint8_t* row, int index, int cols, uint8_t
   const int size = type == TensorType::F32 ? 4 : 2;
   bool finite = true;
   for (int c = 0; c < cols; c++, row += size) {
-    std::memcpy(panel + (static_cast<size_t>(c) * kPanelRows + static_cast<size_t>(index)) * static_cast<size_t>(size), row, static_cast<size_t>(size));
+    std::memcpy(panel + (static_cast<size_t>(c) * kPanelRows + static_cast<size_t>(index)) * static_cast<size_t>(size),
+                row, static_cast<size_t>(size));
     const uint16_t top = read16(row + size - 2);  // sign, exponent and first bits
     finite &= type == TensorType::F16 ? finite_half(top) : (top & 0x7f80) != 0x7f80;
   }
@@ -92,13 +94,20 @@ bool lay_float(TensorType type, const uint8_t* row, int index, int cols, uint8_t
 
 Layout layout_of(TensorType type) {
   switch (type) {
-    case TensorType::F32: return Layout::F32;
-    case TensorType::F16: return Layout::F16;
-    case TensorType::BF16: return Layout::BF16;
-    case TensorType::Q4_0: return Layout::Q4;
-    case TensorType::Q5_0: return Layout::Q5;
-    case TensorType::Q8_0: return Layout::Q8;
-    case TensorType::Q6_K: return Layout::Q6K;
+    case TensorType::F32:
+      return Layout::F32;
+    case TensorType::F16:
+      return Layout::F16;
+    case TensorType::BF16:
+      return Layout::BF16;
+    case TensorType::Q4_0:
+      return Layout::Q4;
+    case TensorType::Q5_0:
+      return Layout::Q5;
+    case TensorType::Q8_0:
+      return Layout::Q8;
+    case TensorType::Q6_K:
+      return Layout::Q6K;
   }
   return Layout::F32;  // every TensorType is above: the reader gives no other
 }
@@ -106,31 +115,47 @@ Layout layout_of(TensorType type) {
 size_t panel_bytes(Layout layout, int cols) {
   const size_t groups = static_cast<size_t>(cols / kGroup), values = static_cast<size_t>(cols) * kPanelRows;
   switch (layout) {
-    case Layout::F32: return values * 4;
+    case Layout::F32:
+      return values * 4;
     case Layout::F16:
-    case Layout::BF16: return values * 2;
-    case Layout::Q4: return groups * kTileQ4;
-    case Layout::Q5: return groups * kTileQ5;
-    case Layout::Q8: return groups * kTileQ8;
-    case Layout::Q6K: return static_cast<size_t>(cols / kSuper) * kBlockQ6K;
+    case Layout::BF16:
+      return values * 2;
+    case Layout::Q4:
+      return groups * kTileQ4;
+    case Layout::Q5:
+      return groups * kTileQ5;
+    case Layout::Q8:
+      return groups * kTileQ8;
+    case Layout::Q6K:
+      return static_cast<size_t>(cols / kSuper) * kBlockQ6K;
   }
   return 0;
 }
 
 bool lay_out(TensorType type, const uint8_t* const rows[kPanelRows], int cols, uint8_t* panel) {
   const Layout layout = layout_of(type);
-  bool whole = layout == Layout::Q4 || layout == Layout::Q8 || is_float(layout);  // layouts in which every byte is written
+  bool whole =
+      layout == Layout::Q4 || layout == Layout::Q8 || is_float(layout);  // layouts in which every byte is written
   for (int i = 0; i < kPanelRows; i++) whole &= rows[i] != nullptr;
   if (!whole) std::memset(panel, 0, panel_bytes(layout, cols));
   bool finite = true;
   for (int i = 0; i < kPanelRows; i++) {
     if (rows[i] == nullptr) continue;
     switch (layout) {
-      case Layout::Q4: finite &= lay_q4(rows[i], i, cols / kGroup, panel); break;
-      case Layout::Q5: finite &= lay_q5(rows[i], i, cols / kGroup, panel); break;
-      case Layout::Q8: finite &= lay_q8(rows[i], i, cols / kGroup, panel); break;
-      case Layout::Q6K: finite &= lay_q6k(rows[i], i, cols / kSuper, panel); break;
-      default: finite &= lay_float(type, rows[i], i, cols, panel);
+      case Layout::Q4:
+        finite &= lay_q4(rows[i], i, cols / kGroup, panel);
+        break;
+      case Layout::Q5:
+        finite &= lay_q5(rows[i], i, cols / kGroup, panel);
+        break;
+      case Layout::Q8:
+        finite &= lay_q8(rows[i], i, cols / kGroup, panel);
+        break;
+      case Layout::Q6K:
+        finite &= lay_q6k(rows[i], i, cols / kSuper, panel);
+        break;
+      default:
+        finite &= lay_float(type, rows[i], i, cols, panel);
     }
   }
   return finite;
@@ -159,7 +184,8 @@ void read_row(const Panels& panels, int row, float* out) {
       return;
     case Layout::Q8:
       for (int g = 0; g < groups; g++, panel += kTileQ8)
-        for (int c = 0; c < kGroup; c++) *out++ = scale(panel + 512) * static_cast<float>(panel[64 * (c / 4) + 4 * index + c % 4] - 128);
+        for (int c = 0; c < kGroup; c++)
+          *out++ = scale(panel + 512) * static_cast<float>(panel[64 * (c / 4) + 4 * index + c % 4] - 128);
       return;
     case Layout::Q6K:
       for (int g = 0; g < groups; g++) {
@@ -180,8 +206,10 @@ void read_row(const Panels& panels, int row, float* out) {
           *out++ = half_to_float(read16(panel + 2 * at));
         } else {
           uint32_t bits = 0;
-          if (panels.layout == Layout::F32) std::memcpy(&bits, panel + 4 * at, 4);
-          else bits = static_cast<uint32_t>(read16(panel + 2 * at)) << 16;
+          if (panels.layout == Layout::F32)
+            std::memcpy(&bits, panel + 4 * at, 4);
+          else
+            bits = static_cast<uint32_t>(read16(panel + 2 * at)) << 16;
           std::memcpy(out++, &bits, 4);
         }
       }

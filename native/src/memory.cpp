@@ -16,7 +16,8 @@ Buffer::Buffer(size_t bytes, bool huge) {
   void* found = wanted > SIZE_MAX - extra ? MAP_FAILED
                                           : mmap(nullptr, wanted + extra, PROT_READ | PROT_WRITE,
                                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (found == MAP_FAILED) fail(MOBILLAMA_MEMORY, "the system gives no %zu bytes; close programs, or use a smaller model or context", bytes);
+  if (found == MAP_FAILED)
+    fail(MOBILLAMA_MEMORY, "the system gives no %zu bytes; close programs, or use a smaller model or context", bytes);
   auto* start = static_cast<uint8_t*>(found);
   const size_t before = huge ? (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage : 0;
   if (before > 0) munmap(start, before);

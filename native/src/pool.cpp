@@ -1,6 +1,5 @@
 #include "pool.h"
 
-#include <chrono>
 #include <system_error>
 
 #include "failure.h"
@@ -8,7 +7,8 @@
 namespace mobillama {
 namespace {
 
-constexpr int kSpins = 2000;  // tries before sleeping, some tens of microseconds: longer than a phase's usual unevenness
+constexpr int kSpins =
+    2000;  // tries before sleeping, some tens of microseconds: longer than a phase's usual unevenness
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -25,7 +25,7 @@ Pool::Pool(int threads) : slots_(static_cast<size_t>(threads)) {
     for (int worker = 1; worker < threads; worker++) helpers_.emplace_back([this, worker] { serve(worker); });
   } catch (const std::system_error& error) {
     closing_.store(true);
-    advance(job_, job_.load() + 1);
+    advance(job_, 2);
     for (std::thread& helper : helpers_) helper.join();
     fail(MOBILLAMA_MEMORY, "the system gives no %d threads (%s); ask for fewer", threads, error.what());
   }
@@ -33,22 +33,33 @@ Pool::Pool(int threads) : slots_(static_cast<size_t>(threads)) {
 
 Pool::~Pool() {
   closing_.store(true);
-  advance(job_, job_.load() + 1);
+  advance(job_, job_.load() + 2);
   for (std::thread& helper : helpers_) helper.join();
 }
 
 void Pool::run_job() {
-  advance(job_, job_.load(std::memory_order_relaxed) + 1);
+  first_turn_ = turn_.load(std::memory_order_relaxed);
+  slots_[0].turn = first_turn_;
+  const uint32_t open = job_.load(std::memory_order_relaxed) + 1;
+  advance(job_, open);
   call_(target_, 0);
-  phase(0, 0, [](int) {}, [] {});  // all are through
+  job_.store(open + 1);  // whoever has not come by now need not
+  for (uint32_t inside; (inside = inside_.load()) > 0;) await(inside_, inside);
 }
 
 void Pool::serve(int worker) {
-  for (uint32_t seen = 0;; seen++) {
+  for (uint32_t seen = 0;;) {
     await(job_, seen);
     if (closing_.load()) return;
-    call_(target_, worker);
-    phase(worker, 0, [](int) {}, [] {});
+    seen = job_.load();
+    if (seen % 2 == 0) continue;
+    // Announced first, then looked at again: run_job closes first and then counts, so that one of them sees the other.
+    inside_.fetch_add(1);
+    if (job_.load() == seen) {
+      slots_[static_cast<size_t>(worker)].turn = first_turn_;
+      call_(target_, worker);
+    }
+    if (inside_.fetch_sub(1) == 1 && sleepers_.load() > 0) inside_.notify_all();
   }
 }
 

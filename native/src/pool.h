@@ -1,15 +1,15 @@
-// Threads that compute together: they run one body at the same time and meet at phases.
+// Threads that compute together: they run one body at the same time, a sequence of phases.
 //
-// A thread that waits spins for a moment, then sleeps in the kernel: an idle pool takes no processor time, and where
-// another program holds a core, its sleeping thread frees the other one. Nothing is allocated and no lock is taken
-// while a body runs.
+// A phase is over when its work is done, not when every thread has been there: a thread that another program keeps from
+// running holds up nothing but the chunk it is in the middle of. A thread that waits spins for a moment, then sleeps in
+// the kernel: an idle pool takes no processor time, and a waiting thread leaves its core to one that is wanted. Nothing
+// is allocated and no lock is taken while a body runs.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace mobillama {
@@ -24,8 +24,8 @@ class Pool {
 
   int threads() const { return static_cast<int>(slots_.size()); }
 
-  // body(worker) on every thread, worker = 0 to threads - 1, this one included; returns when all are through.
-  // A body must not throw.
+  // body(worker) on this thread (worker 0) and on every other that wakes in time; returns when all its phases are done
+  // and no thread is inside. All workers must go through the same phases; a body must not throw.
   template <class Body>
   void run(Body&& body) {
     call_ = [](void* to, int worker) { (*static_cast<std::remove_reference_t<Body>*>(to))(worker); };
@@ -33,34 +33,50 @@ class Pool {
     run_job();
   }
 
-  // Inside a body, reached by all workers: work(chunk) for each chunk in [0, chunks), each by one worker; when all are
-  // done, the last worker to arrive does tail(), and then all go on. A worker takes chunks of its own share in order
-  // (neighbours in memory) and, when that is empty, from the others'.
+  // Inside a body: work(chunk) for each chunk in [0, chunks), each by one worker. Whoever does the last one does tail()
+  // too, and the phase is over. A worker takes chunks of its own share in order (neighbours in memory), then from the
+  // others' shares. One that comes when the phase is over goes straight on.
   template <class Work, class Tail>
   void phase(int worker, int chunks, Work&& work, Tail&& tail) {
     const int count = threads();
-    const uint32_t turn = generation_.load(std::memory_order_relaxed);
+    const uint32_t turn = slots_[static_cast<size_t>(worker)].turn++;
+    const int all = chunks > 0 ? chunks : 1;  // without work there is still a tail
+    int done = 0;
     for (int i = 0; i < count; i++) {
       const int share = (worker + i) % count;
-      const int begin = static_cast<int>(int64_t{chunks} * share / count), end = static_cast<int>(int64_t{chunks} * (share + 1) / count);
-      std::atomic<int>& next = slots_[static_cast<size_t>(share)].next;
-      if (i > 0 && next.load(std::memory_order_relaxed) >= end - begin) continue;
-      for (int at; (at = next.fetch_add(1, std::memory_order_relaxed)) < end - begin;) work(begin + at);
+      const int begin = static_cast<int>(int64_t{all} * share / count),
+                end = static_cast<int>(int64_t{all} * (share + 1) / count);
+      for (int at; (at = claim(share, turn, end - begin)) >= 0; done++)
+        if (begin + at < chunks) work(begin + at);
     }
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      for (Slot& slot : slots_) slot.next.store(0, std::memory_order_relaxed);
+    if (done > 0 && done_.fetch_add(done, std::memory_order_acq_rel) + done == all) {
       tail();
-      advance(generation_, turn + 1);
+      done_.store(0, std::memory_order_relaxed);
+      for (Slot& slot : slots_) slot.next.store(ticket(turn + 1), std::memory_order_release);
+      advance(turn_, turn + 1);
     } else {
-      await(generation_, turn);
+      await(turn_, turn);
     }
   }
 
  private:
   struct alignas(64) Slot {
-    std::atomic<int> next{0};
+    std::atomic<uint64_t> next{0};  // the phase in the upper half, the share's next chunk in the lower
+    uint32_t turn = 0;              // this worker's phase
   };
+
+  static uint64_t ticket(uint32_t turn) { return uint64_t{turn} << 32; }
+
+  // The next chunk of a share in phase `turn`; -1 if there is none left, or the phase is over.
+  int claim(int share, uint32_t turn, int size) {
+    std::atomic<uint64_t>& next = slots_[static_cast<size_t>(share)].next;
+    uint64_t seen = next.load(std::memory_order_acquire);
+    while (seen >> 32 == turn && static_cast<int>(seen & UINT32_MAX) < size)
+      if (next.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+        return static_cast<int>(seen & UINT32_MAX);
+    return -1;
+  }
+
   void run_job();
   void serve(int worker);
   void advance(std::atomic<uint32_t>& counter, uint32_t value);
@@ -68,11 +84,13 @@ class Pool {
 
   std::vector<Slot> slots_;
   std::vector<std::thread> helpers_;
-  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<uint32_t> turn_{0};  // the phase that is under way
+  alignas(64) std::atomic<int> done_{0};       // its chunks that are done
+  alignas(64) std::atomic<uint32_t> job_{0};   // counts jobs twice: odd while one is open
+  std::atomic<uint32_t> inside_{0};            // helpers in a job
   std::atomic<int> sleepers_{0};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> job_{0};
   std::atomic<bool> closing_{false};
+  uint32_t first_turn_ = 0;  // of the job
   void (*call_)(void*, int) = nullptr;
   void* target_ = nullptr;
 };

@@ -17,10 +17,11 @@
 namespace mobillama {
 namespace {
 
-constexpr int kRowsAtOnce = 128;        // of a matrix, read and laid out by one thread at a time
-constexpr size_t kAlignment = 4096;     // of a matrix in memory
-constexpr int kLargest = 1 << 24;       // of any dimension: no model is near it, and products stay in 64 bits
-constexpr double kResidentShare = 0.8;  // of the last-level cache that an FFN may count on; the rest holds what streams by
+constexpr int kRowsAtOnce = 128;     // of a matrix, read and laid out by one thread at a time
+constexpr size_t kAlignment = 4096;  // of a matrix in memory
+constexpr int kLargest = 1 << 24;    // of any dimension: no model is near it, and products stay in 64 bits
+constexpr double kResidentShare =
+    0.8;  // of the last-level cache that an FFN may count on; the rest holds what streams by
 
 struct Job {  // one matrix to read
   const TensorEntry* entry;
@@ -30,7 +31,8 @@ struct Job {  // one matrix to read
 
 class Loader {
  public:
-  Loader(const std::string& path, const mobillama_open_options& options) : options_(options), file_(path), gguf_(file_) {}
+  Loader(const std::string& path, const mobillama_open_options& options)
+      : options_(options), file_(path), gguf_(file_) {}
 
   Weights load() {
     read_shape();
@@ -48,7 +50,9 @@ class Loader {
  private:
   int dimension(const std::string& key) const {
     const int64_t value = gguf_.integer(key);
-    if (value < 1 || value > kLargest) fail(MOBILLAMA_FORMAT, "%s: %s is %lld; expected 1 to %d", file_.path().c_str(), key.c_str(), static_cast<long long>(value), kLargest);
+    if (value < 1 || value > kLargest)
+      fail(MOBILLAMA_FORMAT, "%s: %s is %lld; expected 1 to %d", file_.path().c_str(), key.c_str(),
+           static_cast<long long>(value), kLargest);
     return static_cast<int>(value);
   }
 
@@ -56,30 +60,41 @@ class Loader {
     const std::string architecture = gguf_.text("general.architecture");
     interleaved_ = architecture == "llama";
     if (!interleaved_ && architecture != "mobillama")
-      fail(MOBILLAMA_UNSUPPORTED, "%s holds a model of architecture %.60s; this engine runs mobillama and llama", file_.path().c_str(), architecture.c_str());
+      fail(MOBILLAMA_UNSUPPORTED, "%s holds a model of architecture %.60s; this engine runs mobillama and llama",
+           file_.path().c_str(), architecture.c_str());
     const std::string prefix = architecture + ".";
     Shape& shape = weights_.shape;
     shape.hidden_size = dimension(prefix + "embedding_length");
     shape.intermediate_size = dimension(prefix + "feed_forward_length");
     shape.num_hidden_layers = dimension(prefix + "block_count");
     shape.num_attention_heads = dimension(prefix + "attention.head_count");
-    shape.num_key_value_heads = gguf_.has(prefix + "attention.head_count_kv") ? dimension(prefix + "attention.head_count_kv") : shape.num_attention_heads;
+    shape.num_key_value_heads = gguf_.has(prefix + "attention.head_count_kv")
+                                    ? dimension(prefix + "attention.head_count_kv")
+                                    : shape.num_attention_heads;
     shape.context_length = dimension(prefix + "context_length");
-    shape.num_ffn_blocks = gguf_.has(prefix + "ffn_block_count") ? dimension(prefix + "ffn_block_count") : shape.num_hidden_layers;
+    shape.num_ffn_blocks =
+        gguf_.has(prefix + "ffn_block_count") ? dimension(prefix + "ffn_block_count") : shape.num_hidden_layers;
     shape.rms_norm_eps = static_cast<float>(gguf_.number(prefix + "attention.layer_norm_rms_epsilon"));
     shape.rope_theta = static_cast<float>(gguf_.number(prefix + "rope.freq_base", 10000.0));
-    check(shape.hidden_size % shape.num_attention_heads == 0, "embedding_length is not a multiple of attention.head_count");
+    check(shape.hidden_size % shape.num_attention_heads == 0,
+          "embedding_length is not a multiple of attention.head_count");
     shape.head_dim = shape.hidden_size / shape.num_attention_heads;
-    check(shape.head_dim % 4 == 0 && shape.head_dim <= kMaxHeadDim, "the head size (embedding_length / attention.head_count) must be a multiple of 4 and at most 256");
-    check(shape.num_attention_heads % shape.num_key_value_heads == 0, "attention.head_count is not a multiple of attention.head_count_kv");
+    check(shape.head_dim % 4 == 0 && shape.head_dim <= kMaxHeadDim,
+          "the head size (embedding_length / attention.head_count) must be a multiple of 4 and at most 256");
+    check(shape.num_attention_heads % shape.num_key_value_heads == 0,
+          "attention.head_count is not a multiple of attention.head_count_kv");
     check(shape.num_ffn_blocks <= shape.num_hidden_layers, "ffn_block_count is larger than block_count");
     check(shape.rms_norm_eps >= 0 && shape.rms_norm_eps < 1, "attention.layer_norm_rms_epsilon is not in [0, 1)");
     check(shape.rope_theta > 0, "rope.freq_base is not above 0");
-    check(gguf_.integer(prefix + "rope.dimension_count", shape.head_dim) == shape.head_dim, "rope.dimension_count is not the head size");
+    check(gguf_.integer(prefix + "rope.dimension_count", shape.head_dim) == shape.head_dim,
+          "rope.dimension_count is not the head size");
     for (const char* key : {"attention.key_length", "attention.value_length"})
-      check(gguf_.integer(prefix + key, shape.head_dim) == shape.head_dim, "attention.key_length or value_length is not the head size");
-    check(!gguf_.has(prefix + "rope.scaling.type") || gguf_.text(prefix + "rope.scaling.type") == "none", "rotary positions are scaled");
-    check(!gguf_.has(prefix + "expert_count") || gguf_.integer(prefix + "expert_count") == 0, "it has several experts a layer");
+      check(gguf_.integer(prefix + key, shape.head_dim) == shape.head_dim,
+            "attention.key_length or value_length is not the head size");
+    check(!gguf_.has(prefix + "rope.scaling.type") || gguf_.text(prefix + "rope.scaling.type") == "none",
+          "rotary positions are scaled");
+    check(!gguf_.has(prefix + "expert_count") || gguf_.integer(prefix + "expert_count") == 0,
+          "it has several experts a layer");
   }
 
   void check(bool good, const char* what) const {
@@ -88,10 +103,12 @@ class Loader {
 
   const TensorEntry& need(const std::string& name, int64_t rows, int64_t cols) {
     const TensorEntry* entry = gguf_.find(name);
-    if (entry == nullptr) fail(MOBILLAMA_FORMAT, "%s has no tensor %s; it is no whole model", file_.path().c_str(), name.c_str());
+    if (entry == nullptr)
+      fail(MOBILLAMA_FORMAT, "%s has no tensor %s; it is no whole model", file_.path().c_str(), name.c_str());
     if (entry->rows != rows || entry->cols != cols)
-      fail(MOBILLAMA_FORMAT, "%s: %s has %lld rows of %lld; expected %lld of %lld from the metadata", file_.path().c_str(), name.c_str(),
-           static_cast<long long>(entry->rows), static_cast<long long>(entry->cols), static_cast<long long>(rows), static_cast<long long>(cols));
+      fail(MOBILLAMA_FORMAT, "%s: %s has %lld rows of %lld; expected %lld of %lld from the metadata",
+           file_.path().c_str(), name.c_str(), static_cast<long long>(entry->rows), static_cast<long long>(entry->cols),
+           static_cast<long long>(rows), static_cast<long long>(cols));
     used_.insert(name);
     return *entry;
   }
@@ -108,15 +125,19 @@ class Loader {
 
   void norm(const std::string& name, const float*& to) {
     const TensorEntry& entry = need(name, 1, weights_.shape.hidden_size);
-    if (entry.type != TensorType::F32) fail(MOBILLAMA_UNSUPPORTED, "%s: %s is of type %s; expected F32", file_.path().c_str(), name.c_str(), type_info(static_cast<int32_t>(entry.type))->name);
+    if (entry.type != TensorType::F32)
+      fail(MOBILLAMA_UNSUPPORTED, "%s: %s is of type %s; expected F32", file_.path().c_str(), name.c_str(),
+           type_info(static_cast<int32_t>(entry.type))->name);
     norms_.push_back({&entry, &to});
   }
 
   void list_tensors() {
     const Shape& shape = weights_.shape;
-    const int hidden = shape.hidden_size, inner = shape.intermediate_size, kv = shape.num_key_value_heads * shape.head_dim;
+    const int hidden = shape.hidden_size, inner = shape.intermediate_size,
+              kv = shape.num_key_value_heads * shape.head_dim;
     // The table of tensors bounds the layers before memory is taken for them.
-    check(static_cast<size_t>(shape.num_hidden_layers) <= gguf_.tensors().size(), "block_count is larger than the number of tensors");
+    check(static_cast<size_t>(shape.num_hidden_layers) <= gguf_.tensors().size(),
+          "block_count is larger than the number of tensors");
     const bool copies = options_.share_ffn < 0;
     weights_.layers.resize(static_cast<size_t>(shape.num_hidden_layers));
     weights_.ffns.resize(static_cast<size_t>(copies ? shape.num_hidden_layers : shape.num_ffn_blocks));
@@ -150,15 +171,20 @@ class Loader {
 
   int vocabulary() const {
     const TensorEntry* entry = gguf_.find("token_embd.weight");
-    if (entry == nullptr) fail(MOBILLAMA_FORMAT, "%s has no tensor token_embd.weight; it is no whole model", file_.path().c_str());
-    if (entry->rows < 1 || entry->rows > kLargest) fail(MOBILLAMA_FORMAT, "%s: token_embd.weight has %lld rows; expected 1 to %d", file_.path().c_str(), static_cast<long long>(entry->rows), kLargest);
+    if (entry == nullptr)
+      fail(MOBILLAMA_FORMAT, "%s has no tensor token_embd.weight; it is no whole model", file_.path().c_str());
+    if (entry->rows < 1 || entry->rows > kLargest)
+      fail(MOBILLAMA_FORMAT, "%s: token_embd.weight has %lld rows; expected 1 to %d", file_.path().c_str(),
+           static_cast<long long>(entry->rows), kLargest);
     return static_cast<int>(entry->rows);
   }
 
   void check_all_used() const {
     for (const TensorEntry& entry : gguf_.tensors())
       if (!used_.contains(entry.name))
-        fail(MOBILLAMA_UNSUPPORTED, "%s: tensor %.80s has no place in this architecture; the answers would be wrong without it", file_.path().c_str(), entry.name.c_str());
+        fail(MOBILLAMA_UNSUPPORTED,
+             "%s: tensor %.80s has no place in this architecture; the answers would be wrong without it",
+             file_.path().c_str(), entry.name.c_str());
   }
 
   void set_aside() {
@@ -169,12 +195,14 @@ class Loader {
       return at;
     };
     std::vector<size_t> matrices, norms;
-    for (const Job& job : jobs_) matrices.push_back(place(static_cast<size_t>(job.panels->panels) * job.panels->panel_bytes));
+    for (const Job& job : jobs_)
+      matrices.push_back(place(static_cast<size_t>(job.panels->panels) * job.panels->panel_bytes));
     const size_t norm_bytes = static_cast<size_t>(weights_.shape.hidden_size) * sizeof(float);
     for (size_t i = 0; i < norms_.size(); i++) norms.push_back(place(norm_bytes));
     weights_.memory = Buffer(bytes);
     for (size_t i = 0; i < jobs_.size(); i++) jobs_[i].panels->data = weights_.memory.data() + matrices[i];
-    for (size_t i = 0; i < norms_.size(); i++) *norms_[i].to = reinterpret_cast<const float*>(weights_.memory.data() + norms[i]);
+    for (size_t i = 0; i < norms_.size(); i++)
+      *norms_[i].to = reinterpret_cast<const float*>(weights_.memory.data() + norms[i]);
     if (tied_) weights_.head = weights_.embedding;
   }
 
@@ -189,9 +217,11 @@ class Loader {
     int64_t total = 0;
     for (const Job& job : jobs_) {
       const int unit = job.head_dim > 0 ? std::lcm(kPanelRows, job.head_dim) : kRowsAtOnce;
-      for (int row = 0; row < job.panels->rows; row += unit) pieces.push_back({&job, row, std::min(unit, job.panels->rows - row)});
+      for (int row = 0; row < job.panels->rows; row += unit)
+        pieces.push_back({&job, row, std::min(unit, job.panels->rows - row)});
       const int64_t row_size = row_bytes(static_cast<int32_t>(job.entry->type), job.panels->cols);
-      largest = std::max(largest, static_cast<size_t>(std::min(unit, job.panels->rows)) * static_cast<size_t>(row_size));
+      largest =
+          std::max(largest, static_cast<size_t>(std::min(unit, job.panels->rows)) * static_cast<size_t>(row_size));
       total += job.entry->bytes;
     }
     Pool pool(threads);
@@ -206,9 +236,11 @@ class Loader {
           [&](int index) {
             if (failed.load(std::memory_order_relaxed)) return;
             try {
-              const int64_t bytes = read_piece(pieces[static_cast<size_t>(index)], scratch[static_cast<size_t>(worker)]);
+              const int64_t bytes =
+                  read_piece(pieces[static_cast<size_t>(index)], scratch[static_cast<size_t>(worker)]);
               const int64_t so_far = done.fetch_add(bytes) + bytes;
-              if (worker == 0 && options_.progress != nullptr) options_.progress(static_cast<double>(so_far) / static_cast<double>(total), options_.user);
+              if (worker == 0 && options_.progress != nullptr)
+                options_.progress(static_cast<double>(so_far) / static_cast<double>(total), options_.user);
             } catch (const Failure& found) {
               const std::lock_guard lock(first_failure);
               if (!failed.exchange(true)) failure = found;
@@ -228,11 +260,14 @@ class Loader {
     file_.read(job.entry->offset + piece.row * row_size, scratch.data(), bytes);
     for (int row = 0; row < piece.rows; row += kPanelRows) {
       const uint8_t* rows[kPanelRows];
-      for (int i = 0; i < kPanelRows; i++) rows[i] = row + i < piece.rows ? scratch.data() + source(row + i, job.head_dim) * row_size : nullptr;
-      uint8_t* panel = const_cast<uint8_t*>(panels.data) + static_cast<size_t>((piece.row + row) / kPanelRows) * panels.panel_bytes;
+      for (int i = 0; i < kPanelRows; i++)
+        rows[i] = row + i < piece.rows ? scratch.data() + source(row + i, job.head_dim) * row_size : nullptr;
+      uint8_t* panel =
+          const_cast<uint8_t*>(panels.data) + static_cast<size_t>((piece.row + row) / kPanelRows) * panels.panel_bytes;
       if (!lay_out(job.entry->type, rows, panels.cols, panel))
-        fail(MOBILLAMA_FORMAT, "%s: %s has a weight or scale that is not a finite number, in rows %d to %d", file_.path().c_str(), job.entry->name.c_str(),
-             piece.row + row, piece.row + std::min(row + kPanelRows, piece.rows) - 1);
+        fail(MOBILLAMA_FORMAT, "%s: %s has a weight or scale that is not a finite number, in rows %d to %d",
+             file_.path().c_str(), job.entry->name.c_str(), piece.row + row,
+             piece.row + std::min(row + kPanelRows, piece.rows) - 1);
     }
     return bytes;
   }
@@ -249,7 +284,9 @@ class Loader {
       auto* values = const_cast<float*>(*norm.to);
       file_.read(norm.entry->offset, values, norm.entry->bytes);
       for (int i = 0; i < weights_.shape.hidden_size; i++)
-        if (!std::isfinite(values[i])) fail(MOBILLAMA_FORMAT, "%s: %s has a value that is not a finite number", file_.path().c_str(), norm.entry->name.c_str());
+        if (!std::isfinite(values[i]))
+          fail(MOBILLAMA_FORMAT, "%s: %s has a value that is not a finite number", file_.path().c_str(),
+               norm.entry->name.c_str());
     }
   }
 
@@ -259,12 +296,15 @@ class Loader {
   // Which part of each FFN is meant to stay in cache: all of it if it fits, else the same share of each matrix. An FFN
   // that one layer alone uses is streamed like everything else.
   void choose_residents(int64_t cache) {
-    const int64_t room = options_.resident_bytes != 0 ? std::max<int64_t>(options_.resident_bytes, 0) : static_cast<int64_t>(kResidentShare * static_cast<double>(cache));
+    const int64_t room = options_.resident_bytes != 0
+                             ? std::max<int64_t>(options_.resident_bytes, 0)
+                             : static_cast<int64_t>(kResidentShare * static_cast<double>(cache));
     for (size_t i = 0; i < weights_.ffns.size(); i++) {
       int uses = 0;
       for (const Layer& layer : weights_.layers) uses += static_cast<size_t>(layer.ffn) == i;
       Ffn& ffn = weights_.ffns[i];
-      const double share = uses > 1 ? std::min(1.0, static_cast<double>(room) / static_cast<double>(bytes_of(ffn))) : 0.0;
+      const double share =
+          uses > 1 ? std::min(1.0, static_cast<double>(room) / static_cast<double>(bytes_of(ffn))) : 0.0;
       int64_t resident = 0;
       for (Panels* panels : {&ffn.gate, &ffn.up, &ffn.down}) {
         panels->resident = static_cast<int>(share * panels->panels);
@@ -321,6 +361,8 @@ class Loader {
 
 }  // namespace
 
-Weights load_weights(const std::string& path, const mobillama_open_options& options) { return Loader(path, options).load(); }
+Weights load_weights(const std::string& path, const mobillama_open_options& options) {
+  return Loader(path, options).load();
+}
 
 }  // namespace mobillama

@@ -32,7 +32,7 @@ struct Weights {
   Shape shape;
   std::vector<Layer> layers;
   std::vector<Ffn> ffns;
-  Panels embedding, head;           // the same panels where the head is tied
+  Panels embedding, head;              // the same panels where the head is tied
   const float* output_norm = nullptr;  // (D)
   const Kernels* kernels = nullptr;
   mobillama_info info{};
