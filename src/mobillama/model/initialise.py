@@ -8,8 +8,10 @@ in the released training code; norms start at one.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from mobillama.config import ModelConfig
 from mobillama.model.transformer import Transformer
@@ -27,11 +29,15 @@ def build_model(config: ModelConfig, seed: int) -> Transformer:
 def initialise(model: Transformer, seed: int) -> None:
     """Set every weight of `model`, in place; drawn in float32 on the CPU whatever its type and device."""
     for name, weight in model.named_parameters():
-        if weight.ndim == 1:
-            weight.fill_(1.0)
-        else:
-            drawn = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
-            weight.copy_(drawn.normal_(0.0, model.config.initializer_range, generator=_generator(seed, name)))
+        weight.copy_(draw_weight(name, weight.shape, model.config, seed))
+
+
+def draw_weight(name: str, shape: Sequence[int], config: ModelConfig, seed: int) -> Tensor:
+    """The initial value of one weight by its name in a Transformer: float32 (shape), on the CPU."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.float32, device="cpu")
+    drawn = torch.empty(shape, dtype=torch.float32, device="cpu")
+    return drawn.normal_(0.0, config.initializer_range, generator=_generator(seed, name))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

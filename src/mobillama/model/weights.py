@@ -79,10 +79,19 @@ def save_model(
     manifest.sync(folder.parent)
 
 
-def load_model(
-    folder: Path | str, *, dtype: torch.dtype = torch.float32, num_ffn_blocks: int | None = None
-) -> Transformer:
-    """Read a model folder into a Transformer on the CPU, in evaluation mode, holding the weights in memory once.
+class StoredWeights:
+    """The weights of a model folder, checked as a whole and read one by one, by their names in a Transformer."""
+
+    def __init__(self, config: ModelConfig, files: TensorFiles, sources: Mapping[str, str]) -> None:
+        self.config, self._files, self._sources = config, files, sources
+
+    def tensor(self, name: str) -> Tensor:
+        """A weight in the type it is stored in, backed by the file: copy what is to be kept."""
+        return self._files.tensor(self._sources[name])
+
+
+def open_weights(folder: Path | str, *, num_ffn_blocks: int | None = None) -> StoredWeights:
+    """A model folder's weights, none read yet but those compared.
 
     num_ffn_blocks: how many FFNs the copies in the files are, where config.json does not say or says it wrong.
     Errors: InputError for missing, unexpected or misshapen tensors and for FFN copies that disagree (naming the first);
@@ -103,10 +112,21 @@ def load_model(
         str(folder),
         lambda name: sources.get(name, name),
     )
-    model = outline_model(config).to(dtype).to_empty(device="cpu").eval()
+    return StoredWeights(config, files, sources)
+
+
+def load_model(
+    folder: Path | str, *, dtype: torch.dtype = torch.float32, num_ffn_blocks: int | None = None
+) -> Transformer:
+    """Read a model folder into a Transformer on the CPU, in evaluation mode, holding the weights in memory once.
+
+    num_ffn_blocks, errors: as `open_weights`.
+    """
+    stored = open_weights(folder, num_ffn_blocks=num_ffn_blocks)
+    model = outline_model(stored.config).to(dtype).to_empty(device="cpu").eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.copy_(files.tensor(sources[name]))
+            weight.copy_(stored.tensor(name))
     return model
 
 
