@@ -25,9 +25,11 @@
 #include "mutate.h"
 #include "seeds.h"
 
-// A sanitizer's finding ends in SIGABRT, whose handler keeps the input.
+// A sanitizer's finding ends in SIGABRT, whose handler keeps the input. The sanitizers' libraries must see these.
+#pragma GCC visibility push(default)
 extern "C" const char* __asan_default_options() { return "abort_on_error=1"; }
 extern "C" const char* __ubsan_default_options() { return "abort_on_error=1:print_stacktrace=1"; }
+#pragma GCC visibility pop
 
 namespace {
 

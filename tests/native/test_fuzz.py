@@ -1,6 +1,7 @@
 """Mutated GGUF files, thousands in one process: a status and words for each, within memory that the file's size bounds.
 
-One million inputs, and which: make fuzz.
+`make fuzz` gives each driver a million (MOBILLAMA_FUZZ_RUNS sets another number, MOBILLAMA_FUZZ_SEED other inputs) and
+leaves what it finds in native/tests/cases, whose files are tests from then on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-CASES = sorted((Path(__file__).parents[2] / "native" / "tests" / "cases").glob("*.bin"))
+CASES = Path(__file__).parents[2] / "native" / "tests" / "cases"
 DRIVER = ["tests/fuzz.cpp", "tests/mutate.cpp", "tests/seeds.cpp", "src/quantize.cpp"]
 READER = ["src/gguf.cpp", "src/gguf_values.cpp", "src/file.cpp", "src/tensor_type.cpp"]
 SUMMARY = re.compile(r"seed \d+, inputs (\d+) in [\d.]+ s: (\d+) accepted, (\d+) damaged, (\d+) unsupported")
@@ -47,9 +48,9 @@ def driver(request: pytest.FixtureRequest, built: Callable[[str], Path]) -> Path
     return built(request.param)
 
 
-def run(driver: Path, *arguments: str, **environment: str) -> str:
+def run(driver: Path, *arguments: str, seconds: float = 600, **environment: str) -> str:
     """What the driver prints; its failure fails the test with its words and the input that did it."""
-    done = subprocess.run([driver, *arguments], capture_output=True, env={**os.environ, **environment}, timeout=300)
+    done = subprocess.run([driver, *arguments], capture_output=True, env={**os.environ, **environment}, timeout=seconds)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-6000:]
     return done.stdout.decode()
 
@@ -67,6 +68,18 @@ def test_twenty_thousand_mutated_files_get_a_status(driver: Path, tmp_path: Path
     assert unsupported > 1000
 
 
+@pytest.mark.long
+def test_a_million_mutated_files_get_a_status(driver: Path) -> None:
+    runs, seed = (
+        os.environ.get(f"MOBILLAMA_FUZZ_{name}", default) for name, default in [("RUNS", "1000000"), ("SEED", "2")]
+    )
+    printed = run(driver, "--runs", runs, "--seed", seed, "--cases", str(CASES), seconds=6 * 3600)
+    print(printed)
+    match = SUMMARY.match(printed)
+    assert match is not None
+    assert int(match[1]) == int(runs)
+
+
 @pytest.mark.parametrize("isa", ["scalar", "avx2"])
 def test_slower_kernels_bear_mutated_files_too(built: Callable[[str], Path], tmp_path: Path, isa: str) -> None:
     if isa != "scalar" and isa not in Path("/proc/cpuinfo").read_text():
@@ -79,7 +92,7 @@ def test_input_i_of_a_seed_is_always_the_same(driver: Path) -> None:
     assert len({re.sub(r" in [\d.]+ s", "", summary) for summary in summaries}) == 1
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+@pytest.mark.parametrize("case", sorted(CASES.glob("*.bin")), ids=lambda case: case.stem)
 def test_found_cases_get_a_status(driver: Path, case: Path) -> None:
     assert re.search(r": status [034]$", run(driver, "--replay", str(case)), re.MULTILINE)
 
