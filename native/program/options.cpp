@@ -1,8 +1,12 @@
 #include "options.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
+#include <cstdlib>
+#include <sstream>
 #include <string_view>
+#include <type_traits>
 
 namespace mobillama {
 
@@ -36,18 +40,29 @@ Ends with 0, 1 (an error), 2 (a command line that cannot be read) or 130 (Ctrl-C
 namespace {
 
 template <typename T>
-T read_number(std::string_view text, const std::string& name, T least, T most) {
+T read_number(const std::string& text, const std::string& name, T least, T most) {
   T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const char* end = text.c_str();
+  bool fits = !text.empty() && !std::isspace(static_cast<unsigned char>(text[0]));
+  if constexpr (std::is_floating_point_v<T>) {  // not every standard library has from_chars for these
+    char* stop = nullptr;
+    value = std::strtod(text.c_str(), &stop);
+    end = stop;
+  } else {
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    end = stop;
+    fits = fits && error == std::errc();
+  }
   // Written so that NaN is refused too.
-  if (error != std::errc() || end != text.data() + text.size() || !(value >= least && value <= most)) {
-    throw UsageError(name + " " + std::string(text) + ": expected a number from " + std::to_string(least) + " to " +
-                     std::to_string(most));
+  if (!fits || end != text.c_str() + text.size() || !(value >= least && value <= most)) {
+    std::ostringstream words;
+    words << name << ' ' << text << ": expected a number from " << least << " to " << most;
+    throw UsageError(words.str());
   }
   return value;
 }
 
-int32_t read_count(std::string_view text, const std::string& name, int32_t least) {
+int32_t read_count(const std::string& text, const std::string& name, int32_t least) {
   return read_number<int32_t>(text, name, least, INT32_MAX);
 }
 
@@ -82,7 +97,7 @@ std::vector<int32_t> read_ids(const std::string& text, const std::string& origin
   const std::string_view between = ", \t\r\n";
   for (size_t at = text.find_first_not_of(between); at != std::string::npos;) {
     const size_t end = std::min(text.find_first_of(between, at), text.size());
-    ids.push_back(read_count(std::string_view(text).substr(at, end - at), origin, 0));
+    ids.push_back(read_count(text.substr(at, end - at), origin, 0));
     at = text.find_first_not_of(between, end);
   }
   return ids;
