@@ -24,13 +24,15 @@ int64_t modified_ns(const struct stat& status) {
 
 }  // namespace
 
-std::string shown_path(const std::string& path) { return path.size() > 300 ? "..." + path.substr(path.size() - 300) : path; }
+std::string shown_path(const std::string& path) {
+  return path.size() > 300 ? "..." + path.substr(path.size() - 300) : path;
+}
 
 File::File(const std::string& path) : path_(path) {
   // Without O_NONBLOCK the opening of a named pipe would wait for a writer.
   descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor_ < 0) fail(MOBILLAMA_IO, "%s: cannot be opened: %s", shown_path(path).c_str(), std::strerror(errno));
-  struct stat status {};
+  struct stat status{};
   const bool known = ::fstat(descriptor_, &status) == 0;
   if (!known || !S_ISREG(status.st_mode)) {
     const std::string reason = known ? "it is no regular file; give the path of a GGUF file" : std::strerror(errno);
@@ -64,7 +66,7 @@ void File::read(int64_t offset, void* to, int64_t n) const {
 }
 
 void File::check_unchanged() const {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(descriptor_, &status) != 0) {
     fail(MOBILLAMA_IO, "%s: cannot be checked: %s", shown_path(path_).c_str(), std::strerror(errno));
   }

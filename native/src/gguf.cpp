@@ -21,10 +21,10 @@ constexpr int64_t default_alignment = 32, max_alignment = 65536;
 // The format's tensor types by number, to name those that this engine does not know.
 const char* format_type_name(uint32_t type) {
   static constexpr const char* names[] = {
-      "F32",     "F16",     "Q4_0",    "Q4_1",    "removed", "removed", "Q5_0",    "Q5_1",    "Q8_0",    "Q8_1",
-      "Q2_K",    "Q3_K",    "Q4_K",    "Q5_K",    "Q6_K",    "Q8_K",    "IQ2_XXS", "IQ2_XS",  "IQ3_XXS", "IQ1_S",
-      "IQ4_NL",  "IQ3_S",   "IQ2_S",   "IQ4_XS",  "I8",      "I16",     "I32",     "I64",     "F64",     "IQ1_M",
-      "BF16",    "removed", "removed", "removed", "TQ1_0",   "TQ2_0",   "removed", "removed", "removed", "MXFP4"};
+      "F32",    "F16",     "Q4_0",    "Q4_1",    "removed", "removed", "Q5_0",    "Q5_1",    "Q8_0",    "Q8_1",
+      "Q2_K",   "Q3_K",    "Q4_K",    "Q5_K",    "Q6_K",    "Q8_K",    "IQ2_XXS", "IQ2_XS",  "IQ3_XXS", "IQ1_S",
+      "IQ4_NL", "IQ3_S",   "IQ2_S",   "IQ4_XS",  "I8",      "I16",     "I32",     "I64",     "F64",     "IQ1_M",
+      "BF16",   "removed", "removed", "removed", "TQ1_0",   "TQ2_0",   "removed", "removed", "removed", "MXFP4"};
   return type < std::size(names) ? names[type] : "unknown";
 }
 
@@ -41,11 +41,13 @@ Gguf::Gguf(const File& file) : file_(file) {
   if (version != 2 && version != 3) {
     const bool swapped = version == 0x02000000 || version == 0x03000000;
     fail(MOBILLAMA_UNSUPPORTED, "%s: GGUF version %u%s; this engine reads 2 and 3: %s", path, version,
-         swapped ? " (big-endian)" : "", version > 3 && !swapped ? "it needs a newer engine" : "convert the file again");
+         swapped ? " (big-endian)" : "",
+         version > 3 && !swapped ? "it needs a newer engine" : "convert the file again");
   }
   const auto num_tensors = cursor.take<uint64_t>("the number of tensors");
   const auto num_keys = cursor.take<uint64_t>("the number of keys");
-  if (num_keys > uint64_t(cursor.left() / min_key_record) || num_tensors > uint64_t(cursor.left() / min_tensor_record)) {
+  if (num_keys > uint64_t(cursor.left() / min_key_record) ||
+      num_tensors > uint64_t(cursor.left() / min_tensor_record)) {
     fail(MOBILLAMA_FORMAT, "%s: %llu keys and %llu tensors cannot lie in %lld bytes: the file is cut or damaged", path,
          (unsigned long long)num_keys, (unsigned long long)num_tensors, (long long)file.size());
   }
@@ -118,18 +120,21 @@ void Gguf::read_tensors(Cursor& cursor, uint64_t count) {
     uint64_t dims[4] = {1, 1, 1, 1};
     for (uint32_t j = 0; j < num_dims; ++j) dims[j] = cursor.take<uint64_t>(what);
     if (dims[2] != 1 || dims[3] != 1) {
-      fail(MOBILLAMA_UNSUPPORTED, "%s: %s has the shape %llu x %llu x %llu x %llu; this engine knows matrices and vectors",
-           path, what.c_str(), (unsigned long long)dims[0], (unsigned long long)dims[1], (unsigned long long)dims[2],
+      fail(MOBILLAMA_UNSUPPORTED,
+           "%s: %s has the shape %llu x %llu x %llu x %llu; this engine knows matrices and vectors", path, what.c_str(),
+           (unsigned long long)dims[0], (unsigned long long)dims[1], (unsigned long long)dims[2],
            (unsigned long long)dims[3]);
     }
     const auto type = cursor.take<uint32_t>(what);
     const TypeInfo* info = type <= uint32_t(std::numeric_limits<int32_t>::max()) ? type_info(int32_t(type)) : nullptr;
     if (info == nullptr) {
-      fail(MOBILLAMA_UNSUPPORTED, "%s: %s has type %u (%s); this engine knows F32, F16, BF16, Q4_0, Q5_0, Q8_0 and Q6_K",
-           path, what.c_str(), type, format_type_name(type));
+      fail(MOBILLAMA_UNSUPPORTED,
+           "%s: %s has type %u (%s); this engine knows F32, F16, BF16, Q4_0, Q5_0, Q8_0 and Q6_K", path, what.c_str(),
+           type, format_type_name(type));
     }
     tensor.type = TensorType(type);
-    const auto most = uint64_t(file_.size());  // a weight takes half a byte or more, so no tensor has more than twice this
+    const auto most =
+        uint64_t(file_.size());  // a weight takes half a byte or more, so no tensor has more than twice this
     if (dims[0] < 1 || dims[1] < 1 || dims[0] > 2 * most || dims[1] > 2 * most) {
       fail(MOBILLAMA_FORMAT, "%s: %s has the shape %llu x %llu, which is empty or cannot lie in %lld bytes", path,
            what.c_str(), (unsigned long long)dims[0], (unsigned long long)dims[1], (long long)file_.size());
@@ -143,8 +148,8 @@ void Gguf::read_tensors(Cursor& cursor, uint64_t count) {
     }
     const auto offset = cursor.take<uint64_t>(what);
     if (__builtin_mul_overflow(row, tensor.rows, &tensor.bytes) || tensor.bytes > file_.size() || offset > most) {
-      fail(MOBILLAMA_FORMAT, "%s: %s, %lld x %lld of %s at %llu, cannot lie in a file of %lld bytes", path, what.c_str(),
-           (long long)tensor.cols, (long long)tensor.rows, info->name, (unsigned long long)offset,
+      fail(MOBILLAMA_FORMAT, "%s: %s, %lld x %lld of %s at %llu, cannot lie in a file of %lld bytes", path,
+           what.c_str(), (long long)tensor.cols, (long long)tensor.rows, info->name, (unsigned long long)offset,
            (long long)file_.size());
     }
     tensor.offset = int64_t(offset);
@@ -166,8 +171,8 @@ void Gguf::place_tensors(int64_t data_at, int64_t alignment) {
     tensor.offset += data_at;
     if (tensor.offset > file_.size() || tensor.bytes > file_.size() - tensor.offset) {
       fail(MOBILLAMA_FORMAT, "%s: tensor %s takes bytes %lld to %lld, but the file has %lld: it is cut or damaged",
-           path.c_str(), shown(tensor.name).c_str(), (long long)tensor.offset, (long long)(tensor.offset + tensor.bytes),
-           (long long)file_.size());
+           path.c_str(), shown(tensor.name).c_str(), (long long)tensor.offset,
+           (long long)(tensor.offset + tensor.bytes), (long long)file_.size());
     }
   }
   std::vector<size_t> order(tensors_.size());

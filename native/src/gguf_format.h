@@ -17,10 +17,24 @@ namespace mobillama::format {
 static_assert(std::endian::native == std::endian::little, "GGUF values are read as they lie in memory");
 
 enum ValueType : uint32_t {
-  U8, I8, U16, I16, U32, I32, FLOAT32, BOOL, STRING, ARRAY, U64, I64, FLOAT64, NUM_VALUE_TYPES
+  U8,
+  I8,
+  U16,
+  I16,
+  U32,
+  I32,
+  FLOAT32,
+  BOOL,
+  STRING,
+  ARRAY,
+  U64,
+  I64,
+  FLOAT64,
+  NUM_VALUE_TYPES
 };
-inline constexpr const char* value_names[NUM_VALUE_TYPES] = {
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64", "float64"};
+inline constexpr const char* value_names[NUM_VALUE_TYPES] = {"uint8",  "int8",    "uint16", "int16",  "uint32",
+                                                             "int32",  "float32", "bool",   "string", "array",
+                                                             "uint64", "int64",   "float64"};
 inline constexpr int scalar_bytes[NUM_VALUE_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};  // 0: not a scalar
 
 // A name out of a file for a message: in quotes, nothing unprintable, not too long.
@@ -41,7 +55,11 @@ T load(const uint8_t* at) {
 class Cursor {
  public:
   Cursor(const File& file, int64_t at, int64_t end)
-      : path(shown_path(file.path())), file_(file), at_(at), end_(end), block_(size_t(std::min<int64_t>(end - at, 65536))) {}
+      : path(shown_path(file.path())),
+        file_(file),
+        at_(at),
+        end_(end),
+        block_(size_t(std::min<int64_t>(end - at, 65536))) {}
 
   const std::string path;
   int64_t at() const { return at_; }

@@ -12,7 +12,8 @@
 namespace mobillama {
 namespace {
 
-constexpr int kAhead = 2048;  // bytes between a streamed weight's prefetch and its use
+constexpr int kAhead = 2048;          // bytes between a streamed weight's prefetch and its use
+constexpr int kAheadResident = 3072;  // likewise for weights that stay in cache
 
 inline __m512 load_scales(const uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -23,10 +24,17 @@ inline __m512i broadcast4(const int8_t* q) {
   return _mm512_set1_epi32(four);
 }
 
-template <int kBytes>
+// Streamed weights pass by the caches; resident ones come from the last-level cache, a little further ahead of their
+// use.
+template <int kBytes, bool kStream>
 inline void prefetch_tile(const uint8_t* tile) {
-  for (int line = 0; line < kBytes; line += 64)
-    _mm_prefetch(reinterpret_cast<const char*>(tile) + kAhead + line, _MM_HINT_NTA);
+  const char* from = reinterpret_cast<const char*>(tile) + (kStream ? kAhead : kAheadResident);
+  for (int line = 0; line < kBytes; line += 64) {
+    if constexpr (kStream)
+      _mm_prefetch(from + line, _MM_HINT_NTA);
+    else
+      _mm_prefetch(from + line, _MM_HINT_T0);
+  }
 }
 
 // ---- unsigned codes of a tile: eight column groups of 16 rows x 4 columns ----
@@ -78,7 +86,7 @@ inline void panel_groups(const uint8_t* tile, int groups, const Activations& x, 
     sum[t] = x.sum + at;
   }
   for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
-    if constexpr (kStream) prefetch_tile<Codes::kBytes>(tile);
+    if constexpr (kTokens == 1) prefetch_tile<Codes::kBytes, kStream>(tile);
     __m512i codes[8];
     Codes::unpack(tile, codes);
     const __m512 weight_scale = load_scales(tile + Codes::kBytes - 32);
@@ -109,7 +117,7 @@ inline void panel_q6k(const uint8_t* block, int groups, const Activations& x, in
     const __m512 weight_scale = load_scales(block);
     for (int inside = 0; inside < kGroups; inside++, g++) {
       const uint8_t* tile = block + 288 + 384 * inside;
-      if constexpr (kStream) prefetch_tile<384>(tile);
+      if constexpr (kTokens == 1) prefetch_tile<384, kStream>(tile);
       __m512i codes[8];
       unpack_nibbles(tile, codes);
       for (int b = 0; b < 2; b++) {
@@ -159,7 +167,7 @@ inline void panel_floats(const uint8_t* panel, int cols, const Activations& x, i
   const float* in = x.x + static_cast<size_t>(first) * static_cast<size_t>(cols);
   const int whole = cols / 4 * 4;
   for (int c = 0; c < whole; c += 4) {
-    if constexpr (kStream) prefetch_tile<4 * kColumnBytes>(panel + static_cast<size_t>(c) * kColumnBytes);
+    if constexpr (kStream) prefetch_tile<4 * kColumnBytes, true>(panel + static_cast<size_t>(c) * kColumnBytes);
     for (int i = 0; i < 4; i++) {
       const __m512 w = load_floats<kLayout>(panel, static_cast<size_t>(c + i) * kPanelRows);
       for (int t = 0; t < kTokens; t++)

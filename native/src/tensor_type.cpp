@@ -56,8 +56,8 @@ namespace {
 
 uint16_t load_u16(const uint8_t* at) { return uint16_t(at[0] | at[1] << 8); }
 
-// Blocks of 32: a half-precision scale, then the integers. Weight j of the first 16 lies in the low four bits of byte j,
-// weight j + 16 in the high four.
+// Blocks of 32: a half-precision scale, then the integers. Weight j of the first 16 lies in the low four bits of byte
+// j, weight j + 16 in the high four.
 void q4_0(const uint8_t* block, float* out) {
   const float scale = half_to_float(load_u16(block));
   for (int j = 0; j < 16; ++j) {
@@ -84,7 +84,8 @@ void q8_0(const uint8_t* block, float* out) {
 }
 
 // A block of 256: low four bits [128 bytes], high two bits [64], a signed scale for each 16 weights [16], a half. Each
-// half of the block has four runs of 32 weights: runs r and r + 2 share bytes of the low bits, all four those of the high.
+// half of the block has four runs of 32 weights: runs r and r + 2 share bytes of the low bits, all four those of the
+// high.
 void q6_k(const uint8_t* block, float* out) {
   const float scale = half_to_float(load_u16(block + 208));
   for (int half = 0; half < 2; ++half) {
