@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mobillama.cli.app import Json, Workers, bench_app, show
+from mobillama.cli.app import Json, Workers, bench_app, show, show_progress
 
 Against = Annotated[str, typer.Option(help="The peer to measure beside.")]
 
@@ -96,6 +96,32 @@ def bench_table6(
     from mobillama.bench import table6 as bench
 
     show_engine_bench(bench.measure(against, rounds, folder), as_json)
+
+
+@bench_app.command("quality")
+def bench_quality(
+    model: Annotated[str, typer.Argument(help="A model folder, run or hub name.")],
+    data: Annotated[Path, typer.Option(help="The model's shards, for held-out rows.")],
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="TYPE", help="Only this, as quantize takes it; may be repeated."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Held-out rows, spread evenly; 0 = all.")] = 32,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 = one per core.")] = 0,
+    folder: Folder = FOLDER,
+    as_json: Json = False,
+) -> None:
+    """What rounding costs: perplexity and divergence from the f32 file on held-out text, beside bytes.
+
+    By type, by kind of matrix, with columns weighed by their inputs, and with rounded activations, keys and values.
+
+    Example: `mobillama bench quality artefacts/runs/mini-amber --data artefacts/shards/mini-amber`
+    """
+    from mobillama.bench import quality as bench
+
+    progress = show_progress("measured")
+    found = bench.measure(model, data, types or (), rows, folder=folder, threads=threads, progress=progress)
+    show(found, as_json, bench.words(found))
 
 
 @bench_app.command("peers")

@@ -72,6 +72,10 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A model folder, run or hub name; a preset: random weights.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write.")],
     types: Types = "mixed",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="SHARDS", help="Weigh the error of a column by its inputs on training rows of these."),
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put inside [the model's own].")] = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -83,13 +87,32 @@ def quantize(
 
     Example: `mobillama quantize artefacts/quickstart/shared/model shared.gguf --type q4_0,head=q6_k`
 
+    Example: `mobillama quantize artefacts/runs/mini-amber mini.gguf --calibrate artefacts/shards/mini-amber`
+
     Example: `mobillama quantize mobillama-0.5b random-0.5b.gguf --type q4_0`
     """
     from mobillama.export.gguf_file import quantize_model
 
+    importance = None if calibrate is None else collect_importance(model, calibrate)
     progress = show_progress(f"writing {out}")
-    result = quantize_model(model, out, types, tokenizer=tokenizer, threads=threads, progress=progress)
+    result = quantize_model(
+        model, out, types, importance=importance, tokenizer=tokenizer, threads=threads, progress=progress
+    )
     show(result, as_json, written(result))
+
+
+def collect_importance(model: str, data: Path) -> dict[str, Any]:
+    """What the columns of a model's matrices count on a few training rows of its shards, spread evenly."""
+    from mobillama.data.shards import read_shards, require_tokenizer
+    from mobillama.export import calibration
+    from mobillama.model.hub import find_folder
+    from mobillama.tokenizer.tokenizer import Tokenizer
+    from mobillama.train.validate import choose_rows
+
+    shards = read_shards(data)
+    require_tokenizer(shards, Tokenizer.load(find_folder(model)).digest, model)
+    rows = shards.train_rows(choose_rows(shards.num_rows, calibration.ROWS))
+    return dict(calibration.collect_importance(model, rows[:, :-1]))
 
 
 def written(result: dict[str, Any]) -> str:
