@@ -133,8 +133,7 @@ void Gguf::read_tensors(Cursor& cursor, uint64_t count) {
            type, format_type_name(type));
     }
     tensor.type = TensorType(type);
-    const auto most =
-        uint64_t(file_.size());  // a weight takes half a byte or more, so no tensor has more than twice this
+    const auto most = uint64_t(file_.size());  // a weight takes half a byte or more: no tensor has over twice as many
     if (dims[0] < 1 || dims[1] < 1 || dims[0] > 2 * most || dims[1] > 2 * most) {
       fail(MOBILLAMA_FORMAT, "%s: %s has the shape %llu x %llu, which is empty or cannot lie in %lld bytes", path,
            what.c_str(), (unsigned long long)dims[0], (unsigned long long)dims[1], (long long)file_.size());

@@ -16,22 +16,11 @@ namespace mobillama::format {
 
 static_assert(std::endian::native == std::endian::little, "GGUF values are read as they lie in memory");
 
+// clang-format off
 enum ValueType : uint32_t {
-  U8,
-  I8,
-  U16,
-  I16,
-  U32,
-  I32,
-  FLOAT32,
-  BOOL,
-  STRING,
-  ARRAY,
-  U64,
-  I64,
-  FLOAT64,
-  NUM_VALUE_TYPES
+  U8, I8, U16, I16, U32, I32, FLOAT32, BOOL, STRING, ARRAY, U64, I64, FLOAT64, NUM_VALUE_TYPES
 };
+// clang-format on
 inline constexpr const char* value_names[NUM_VALUE_TYPES] = {"uint8",  "int8",    "uint16", "int16",  "uint32",
                                                              "int32",  "float32", "bool",   "string", "array",
                                                              "uint64", "int64",   "float64"};

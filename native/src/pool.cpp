@@ -1,6 +1,6 @@
 #include "pool.h"
 
-#include <system_error>
+#include <exception>
 
 #include "failure.h"
 
@@ -23,7 +23,7 @@ inline void pause() {
 Pool::Pool(int threads) : slots_(static_cast<size_t>(threads)) {
   try {
     for (int worker = 1; worker < threads; worker++) helpers_.emplace_back([this, worker] { serve(worker); });
-  } catch (const std::system_error& error) {
+  } catch (const std::exception& error) {  // no thread, or no memory for one
     closing_.store(true);
     advance(job_, 2);
     for (std::thread& helper : helpers_) helper.join();
@@ -50,8 +50,8 @@ void Pool::run_job() {
 void Pool::serve(int worker) {
   for (uint32_t seen = 0;;) {
     await(job_, seen);
-    if (closing_.load()) return;
     seen = job_.load();
+    if (closing_.load()) return;  // looked at second: the end counts job_ up for the last time, and closes before that
     if (seen % 2 == 0) continue;
     // Announced first, then looked at again: run_job closes first and then counts, so that one of them sees the other.
     inside_.fetch_add(1);

@@ -33,8 +33,9 @@ mobillama_status enter(const char* path) {
   try {
     const File file(path);
     const Gguf gguf(file);
-    for (const char* key : {"general.architecture", "llama.block_count", "mobillama.rope.freq_base", "tokenizer.ggml.tokens",
-                            "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.add_space_prefix"}) {
+    for (const char* key :
+         {"general.architecture", "llama.block_count", "mobillama.rope.freq_base", "tokenizer.ggml.tokens",
+          "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.add_space_prefix"}) {
       ask(gguf, key);
     }
     for (const TensorEntry& tensor : gguf.tensors()) {

@@ -1,5 +1,6 @@
 #include "mutate.h"
 
+#include <algorithm>
 #include <cstring>
 #include <iterator>
 #include <utility>
@@ -10,10 +11,54 @@ namespace {
 
 // A number near which something may go wrong; now and then any number.
 uint64_t interesting(Random& random) {
-  static constexpr uint64_t values[] = {
-      0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 96, 127, 128, 255, 256, 257, 512, 1024, 4096, 8192,
-      0x7fff, 0x8000, 0xffff, 0x10000, 0xffffff, 0x1000000, 0x7fffffff, 0x80000000, 0xffffffff, 0x100000000, 1ull << 40,
-      1ull << 60, 1ull << 61, 1ull << 62, (1ull << 63) - 1, 1ull << 63, (1ull << 63) + 32, ~0ull - 31, ~0ull - 7, ~0ull};
+  static constexpr uint64_t values[] = {0,
+                                        1,
+                                        2,
+                                        3,
+                                        4,
+                                        5,
+                                        7,
+                                        8,
+                                        15,
+                                        16,
+                                        17,
+                                        24,
+                                        31,
+                                        32,
+                                        33,
+                                        48,
+                                        63,
+                                        64,
+                                        96,
+                                        127,
+                                        128,
+                                        255,
+                                        256,
+                                        257,
+                                        512,
+                                        1024,
+                                        4096,
+                                        8192,
+                                        0x7fff,
+                                        0x8000,
+                                        0xffff,
+                                        0x10000,
+                                        0xffffff,
+                                        0x1000000,
+                                        0x7fffffff,
+                                        0x80000000,
+                                        0xffffffff,
+                                        0x100000000,
+                                        1ull << 40,
+                                        1ull << 60,
+                                        1ull << 61,
+                                        1ull << 62,
+                                        (1ull << 63) - 1,
+                                        1ull << 63,
+                                        (1ull << 63) + 32,
+                                        ~0ull - 31,
+                                        ~0ull - 7,
+                                        ~0ull};
   return random.one_in(16) ? random.next() : values[random.below(std::size(values))];
 }
 
@@ -31,13 +76,12 @@ uint64_t near(uint64_t value, Random& random) {
 // Overwrites some bytes with one of the patterns that floats, halves and integers find hard.
 void disturb(std::string& bytes, Random& random) {
   if (bytes.empty()) return;
-  static constexpr uint32_t patterns[] = {0,          0xffffffff, 0x7c007c00, 0xfc00fc00, 0x7bff7bff, 0x7fc00000, 0x7f800000,
-                                          0x7f7fffff, 0xff7fffff, 0x00000001, 0x80808080, 0x7f7f7f7f, 0x00010001};
+  static constexpr uint32_t patterns[] = {0,          0xffffffff, 0x7c007c00, 0xfc00fc00, 0x7bff7bff,
+                                          0x7fc00000, 0x7f800000, 0x7f7fffff, 0xff7fffff, 0x00000001,
+                                          0x80808080, 0x7f7f7f7f, 0x00010001};
   const uint32_t pattern = random.one_in(4) ? uint32_t(random.next()) : patterns[random.below(std::size(patterns))];
-  const uint64_t begin = random.below(bytes.size()), most = random.one_in(3) ? bytes.size() : 8;
-  for (uint64_t i = begin; i < bytes.size() && i - begin < 1 + random.below(most); ++i) {
-    bytes[i] = char(pattern >> 8 * ((i - begin) % 4));
-  }
+  const uint64_t begin = random.below(bytes.size()), length = 1 + random.below(random.one_in(3) ? bytes.size() : 8);
+  for (uint64_t i = 0; i < length && begin + i < bytes.size(); ++i) bytes[begin + i] = char(pattern >> 8 * (i % 4));
 }
 
 // A whole number in the first `width` bytes.
@@ -55,10 +99,17 @@ T& any(std::vector<T>& items, Random& random) {
 }
 
 void insert_key(Draft& draft, Random& random) {
-  static constexpr const char* names[] = {"general.alignment",         "llama.expert_count",          "mobillama.vocab_size",
-                                          "llama.attention.key_length", "mobillama.rope.scaling.type", "llama.rope.scaling.type",
-                                          "general.file_type",         "split.count",                 "x"};
-  DraftKey key{names[random.below(std::size(names))], uint32_t(random.below(14)), std::string(1 + random.below(24), '\0')};
+  static constexpr const char* names[] = {"general.alignment",
+                                          "llama.expert_count",
+                                          "mobillama.vocab_size",
+                                          "llama.attention.key_length",
+                                          "mobillama.rope.scaling.type",
+                                          "llama.rope.scaling.type",
+                                          "general.file_type",
+                                          "split.count",
+                                          "x"};
+  DraftKey key{names[random.below(std::size(names))], uint32_t(random.below(14)),
+               std::string(1 + random.below(24), '\0')};
   change_number(key.value, 0, key.value.size() < 8 ? 1 : 8, random);
   draft.keys.insert(draft.keys.begin() + int64_t(random.below(draft.keys.size() + 1)), std::move(key));
 }
@@ -81,7 +132,8 @@ void mutate_key(Draft& draft, Random& random) {
   }
 }
 
-// Data of the size that type and dimensions ask for, where that is small: the change then reaches what lies behind the reader.
+// Data of the size that type and dimensions ask for, where that is small: the change then reaches what lies behind the
+// reader.
 void refill(DraftTensor& tensor) {
   uint64_t rows = 1;
   for (size_t i = 1; i < tensor.dims.size(); ++i) rows *= tensor.dims[i];
@@ -116,13 +168,15 @@ void mutate_tensor(Draft& draft, Random& random) {
 
 // Changes that only agree with each other: of one dimension in the keys and in all tensors.
 void rescale(Draft& draft, Random& random) {
-  const uint64_t from = any(draft.tensors, random).dims.empty() ? 32 : draft.tensors[0].dims[0], to = near(from, random);
+  const DraftTensor& tensor = any(draft.tensors, random);
+  if (tensor.dims.empty()) return;
+  const uint64_t from = tensor.dims[0], to = near(from, random);
   for (DraftKey& key : draft.keys) {
     if (key.type == 4 && key.value == std::string{char(from), 0, 0, 0}) std::memcpy(key.value.data(), &to, 4);
   }
-  for (DraftTensor& tensor : draft.tensors) {
-    for (uint64_t& dim : tensor.dims) dim = dim == from ? to : dim;
-    refill(tensor);
+  for (DraftTensor& each : draft.tensors) {
+    for (uint64_t& dim : each.dims) dim = dim == from ? to : dim;
+    refill(each);
   }
 }
 

@@ -60,7 +60,9 @@ class Builder {
   }
 
  private:
-  void key(const std::string& name, uint32_t type, const std::string& value) { draft_.keys.push_back({name, type, value}); }
+  void key(const std::string& name, uint32_t type, const std::string& value) {
+    draft_.keys.push_back({name, type, value});
+  }
   void whole(const std::string& name, uint32_t value) { key(name, 4, bytes(value)); }
   void number(const std::string& name, float value) { key(name, 6, bytes(value)); }
 
@@ -79,7 +81,9 @@ class Builder {
     whole(prefix + "vocab_size", model_.vocab);
     if (model_.architecture == "mobillama") whole(prefix + "ffn_block_count", model_.ffn_blocks);
     std::string tokens, scores, types;
-    static const std::string first[] = {"<unk>", "<s>", "</s>", "<0x0A>", "\xe2\x96\x81" "a"};
+    static const std::string first[] = {"<unk>", "<s>", "</s>", "<0x0A>",
+                                        "\xe2\x96\x81"
+                                        "a"};
     static constexpr int32_t kinds[] = {2, 3, 3, 6, 1};  // unknown, control twice, a byte, normal
     for (uint32_t i = 0; i < model_.vocab; ++i) {
       tokens += text(i < 5 ? first[i] : std::string(1, char('a' + i - 5)));

@@ -22,7 +22,8 @@ DOOR void floats_to_halves(const float* in, int64_t n, uint16_t* out) {
 }
 
 DOOR void dequantize(int32_t type, const uint8_t* in, int64_t rows, int64_t cols, float* out) {
-  for (int64_t r = 0; r < rows; ++r) dequantize_row(TensorType(type), in + r * row_bytes(type, cols), cols, out + r * cols);
+  for (int64_t r = 0; r < rows; ++r)
+    dequantize_row(TensorType(type), in + r * row_bytes(type, cols), cols, out + r * cols);
 }
 
 // The status; its words are last_words().
