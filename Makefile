@@ -15,9 +15,9 @@ export MOBILLAMA_TOKENIZER ?= $(SHARED)/tokenizer
 export MOBILLAMA_BENCHMARKS ?= $(SHARED)/benchmarks
 endif
 
-.PHONY: help setup quickstart test test-slow test-all lint clean
+.PHONY: help setup quickstart test test-slow test-all fuzz lint clean
 help:
-	@echo "make quickstart | test | test-slow | test-all | lint | setup | clean"
+	@echo "make quickstart | test | test-slow | test-all | fuzz | lint | setup | clean"
 
 # What builds the engine stays in the environment, so that a changed source is built again without a network.
 setup: $(STAMP)
@@ -39,6 +39,10 @@ test-slow: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -m 'slow or long or not slow'
+
+# A million mutated files each for the reader, the tokenizer and the C door, under sanitizers.
+fuzz: setup
+	$(BIN)/python -m pytest tests/native/test_fuzz.py -m long -rP
 
 lint: setup
 	$(BIN)/ruff check .

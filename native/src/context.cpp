@@ -99,19 +99,22 @@ Context::Context(const Weights& weights, const mobillama_context_options& option
     sin_ = pieces.take<float>(angles);
     logits_ = pieces.take<float>(kRows * v_stride_);
   }
-  // Angles in float32, as the model was trained; their sines in double and rounded once.
+}
+
+// Sines and cosines of positions up to `end`, those that are not there yet. Angles in float32, as the model was
+// trained; their sines in double and rounded once.
+void Context::turn_up_to(int end) {
+  const Shape& shape = weights_.shape;
   const int half = shape.head_dim / 2;
-  for (int i = 0; i < half; i++) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(shape.head_dim);
-    const float frequency =
-        1.0f / static_cast<float>(std::pow(static_cast<double>(shape.rope_theta), static_cast<double>(exponent)));
-    for (int position = 0; position < max_tokens_; position++) {
-      const float angle = static_cast<float>(position) * frequency;
-      const size_t at = static_cast<size_t>(position) * static_cast<size_t>(half) + static_cast<size_t>(i);
+  for (; turned_ < end; turned_++)
+    for (int i = 0; i < half; i++) {
+      const float exponent = static_cast<float>(2 * i) / static_cast<float>(shape.head_dim);
+      const double power = std::pow(static_cast<double>(shape.rope_theta), static_cast<double>(exponent));
+      const float angle = static_cast<float>(turned_) * (1.0f / static_cast<float>(power));
+      const size_t at = static_cast<size_t>(turned_) * static_cast<size_t>(half) + static_cast<size_t>(i);
       cos_[at] = static_cast<float>(std::cos(static_cast<double>(angle)));
       sin_[at] = static_cast<float>(std::sin(static_cast<double>(angle)));
     }
-  }
 }
 
 // ---- what callers ask for ----
@@ -252,6 +255,7 @@ int Context::length(int sequence) const {
 void Context::pass(int n, bool same_sequence, Want want) {
   logit_rows_ = 0;
   stopped_ = false;
+  for (int i = 0; i < n; i++) turn_up_to(rows_[static_cast<size_t>(i)].position + 1);
   pool_.run([&](int worker) { compute(worker, n, same_sequence, want); });
   if (stopped_) fail(MOBILLAMA_CANCELLED, "cancelled; the sequences are as they were before this call");
   logit_rows_ = want == Want::all ? n : want == Want::last ? 1 : 0;

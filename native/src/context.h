@@ -79,6 +79,7 @@ class Context {
   void check_room(int sequence, int n) const;
   void append(int sequence, const int32_t* ids, int n, Want want);
   void pass(int n, bool same_sequence, Want want);  // of rows_[0 .. n)
+  void turn_up_to(int end);
   void compute(int worker, int n, bool same_sequence, Want want);
   void layer_pass(int worker, int n, int index, bool same_sequence);
   void attend(int worker, int row, int layer, int head);
@@ -117,6 +118,7 @@ class Context {
   float *logits_, *cos_, *sin_;                         // (kRows, V padded), (max_tokens, Dh / 2) twice
   float* scores_;                                       // (threads, max_tokens padded + 16)
   size_t d_, qkv_, kv_, f_, v_stride_, scores_stride_;  // row strides, padded to whole panels
+  int turned_ = 0;                                      // positions whose sines are there
   std::vector<Row> rows_;
   int logit_rows_ = 0;
 };

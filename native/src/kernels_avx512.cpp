@@ -267,7 +267,8 @@ void quantize(const float* x, int count, int group, int8_t* q, float* scale, int
         const __mmask16 mask = lanes((part + 1) * half - i);
         const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + begin + i), inverse));
         _mm_mask_storeu_epi8(q + begin + i, mask, _mm512_cvtepi32_epi8(code));
-        totals[part] = _mm512_add_epi32(totals[part], code);
+        // As bytes again: what is not a number has become the lowest int, and sums of it would overflow.
+        totals[part] = _mm512_add_epi32(totals[part], _mm512_cvtepi8_epi32(_mm512_cvtepi32_epi8(code)));
       }
     const int32_t first = _mm512_reduce_add_epi32(totals[0]), second = _mm512_reduce_add_epi32(totals[1]);
     scale[g] = largest / 127.0f;
