@@ -99,7 +99,7 @@ def test_set_is_applied_and_dry_run_prints_the_resolved_recipe():
         (["generate", "nowhere", "a", "--kv", "int8"], ["kv='int8'", "device, dtype, revision"]),
         (["quantize", "mobillama-0.5b", "out.gguf", "--type", "q3_0"], ["q3_0", "q4_0"]),
         (["quantize", "mobillama-0.5c", "out.gguf"], ["mobillama-0.5c"]),
-        (["export", "nowhere", "out", "--type", "q4_0"], ["--type q4_0", "--format hf"]),
+        (["export", "nowhere", "out", "--type", "q4_0"], ["--type 'q4_0'", "--format hf"]),
         (["export", "nowhere", "out", "--format", "gguf"], ["gguf", "llama.cpp"]),
         (["bench", "decode", "--against", "lama.cpp"], ["lama.cpp", "transformers"]),
         (["bench", "decode", "--rows", "decoed"], ["decoed", "decode-0.5b"]),

@@ -133,7 +133,7 @@ def _alive(group: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_when_their_build_is_killed_or_interrupted(built: Path, tmp_path: Path, number: int):
-    write_jsonl(tmp_path / "raw" / "long.jsonl", make_documents("long", 2000))
+    write_jsonl(tmp_path / "raw" / "long.jsonl", make_documents("long", 8000))
     command = arguments(tmp_path / "shards", tmp_path / "raw", built / "tokenizer")
     running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob("*.work/clean")):

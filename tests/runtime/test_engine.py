@@ -220,7 +220,7 @@ def slow_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     out = tmp_path_factory.mktemp("slow") / "slow.gguf"
     recipe = out.with_suffix(".toml")
     recipe.write_text(
-        "vocab_size = 512\nhidden_size = 256\nintermediate_size = 1024\nnum_hidden_layers = 24\n"
+        "vocab_size = 512\nhidden_size = 256\nintermediate_size = 2048\nnum_hidden_layers = 40\n"
         "num_attention_heads = 8\nmax_position_embeddings = 4096\n"
     )
     quantize_model(str(recipe), out, "q8_0")
@@ -253,7 +253,7 @@ def test_another_thread_is_refused_and_can_cancel(slow_engine: Engine) -> None:
 
 def test_ctrl_c_ends_a_long_call_at_once(slow_engine: Engine) -> None:
     with slow_engine.context(threads=1) as context:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             context.prefill([7] * 4000)
