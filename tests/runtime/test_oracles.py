@@ -1,10 +1,11 @@
-"""Oracle: the engine on rounded weights against torch that does the same arithmetic, and instruction sets among themselves.
+"""Oracle: the engine on rounded weights against torch that does the same arithmetic, and instruction sets in turn.
 
-Two oracles take the weights that the `gguf` package reads from the same file. With activations as they are, the relative
-L2 error of a position's logits stays below 1e-3 in the worst of 256 positions. With activations rounded to 8 bits no
-such bound exists for two orders of summation: a difference of 1e-7 moves a few codes by one, these move more codes in
-the next product, and after some products the difference is as large as rounding itself. So the engine may differ from
-torch by as much as torch differs from itself when its weights are moved by 1e-7, and must equal it where no code moved.
+Two oracles take the weights that the `gguf` package reads from the same file. With activations as they are, the
+relative L2 error of a position's logits stays below 1e-3 in the worst of 256 positions. With activations rounded to
+8 bits no such bound exists for two orders of summation: a difference of 1e-7 moves a few codes by one, these move more
+codes in the next product, and after some products the difference is as large as rounding itself. So the engine may
+differ from torch by as much as torch differs from itself when its weights are moved by 1e-7, and must equal it where
+no code moved.
 """
 
 from __future__ import annotations
