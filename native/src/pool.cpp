@@ -7,8 +7,9 @@
 namespace mobillama {
 namespace {
 
-constexpr int kSpins =
-    2000;  // tries before sleeping, some tens of microseconds: longer than a phase's usual unevenness
+// Tries before sleeping: in a phase some tens of microseconds, longer than its usual unevenness; between jobs about as
+// long as a caller takes from one token to the next, for waking a thread costs as much again.
+constexpr int kSpins = 2000, kSpinsBetweenJobs = 8000;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -44,12 +45,12 @@ void Pool::run_job() {
   advance(job_, open);
   call_(target_, 0);
   job_.store(open + 1);  // whoever has not come by now need not
-  for (uint32_t inside; (inside = inside_.load()) > 0;) await(inside_, inside);
+  for (uint32_t inside; (inside = inside_.load()) > 0;) await(inside_, inside, kSpins);
 }
 
 void Pool::serve(int worker) {
   for (uint32_t seen = 0;;) {
-    await(job_, seen);
+    await(job_, seen, kSpinsBetweenJobs);
     seen = job_.load();
     if (closing_.load()) return;  // looked at second: the end counts job_ up for the last time, and closes before that
     if (seen % 2 == 0) continue;
@@ -70,8 +71,10 @@ void Pool::advance(std::atomic<uint32_t>& counter, uint32_t value) {
   if (sleepers_.load() > 0) counter.notify_all();
 }
 
-void Pool::await(std::atomic<uint32_t>& counter, uint32_t old) {
-  for (int spin = 0; spin < kSpins; spin++) {
+void Pool::wait_phase(uint32_t turn) { await(turn_, turn, kSpins); }
+
+void Pool::await(std::atomic<uint32_t>& counter, uint32_t old, int spins) {
+  for (int spin = 0; spin < spins; spin++) {
     if (counter.load(std::memory_order_acquire) != old) return;
     pause();
   }

@@ -55,7 +55,7 @@ class Pool {
       for (Slot& slot : slots_) slot.next.store(ticket(turn + 1), std::memory_order_release);
       advance(turn_, turn + 1);
     } else {
-      await(turn_, turn);
+      wait_phase(turn);
     }
   }
 
@@ -80,7 +80,8 @@ class Pool {
   void run_job();
   void serve(int worker);
   void advance(std::atomic<uint32_t>& counter, uint32_t value);
-  void await(std::atomic<uint32_t>& counter, uint32_t old);
+  void wait_phase(uint32_t turn);  // until the phase `turn` is over
+  void await(std::atomic<uint32_t>& counter, uint32_t old, int spins);
 
   std::vector<Slot> slots_;
   std::vector<std::thread> helpers_;
