@@ -34,7 +34,7 @@ FILE_TYPES = {
 FALLBACKS = {"q6_k": "q8_0", "q8_0": "f16", "q5_0": "f16", "q4_0": "f16"}
 KINDS = ("attention", "ffn", "embedding", "head")
 # The default. By `bench quality` on mini-amber and quickstart-shared, rounding costs most in the head, then in the
-# embedding; all of attention costs about as much as the one FFN, and in the paper's models holds many times its weights.
+# embedding; all of attention costs about as much as the one FFN, and has many times its weights in the paper's models.
 MIXED = {"attention": "q4_0", "ffn": "q5_0", "embedding": "q5_0", "head": "q6_k"}
 DEFAULT = "mixed"
 
