@@ -60,6 +60,11 @@ class Pool {
   }
 
  private:
+  // Why a chunk is done once, in its phase: a ticket names its phase, and a claim succeeds for that phase only. Nobody
+  // is ahead of turn_, and the next phase's tickets are written before turn_ is, so that a late worker finds either its
+  // phase or nothing. done_ counts chunks that are finished, so that a phase does not end under one that is not.
+  // Why the body may go when run returns: a helper counts itself in, then looks whether the job is still open; run
+  // closes the job, then waits until nobody is counted.
   struct alignas(64) Slot {
     std::atomic<uint64_t> next{0};  // the phase in the upper half, the share's next chunk in the lower
     uint32_t turn = 0;              // this worker's phase
