@@ -4,7 +4,8 @@
 //   threads_pool [--seconds S] [--seed N]
 //
 // What a phase writes are plain numbers: whatever the pool does not order, the sanitizer sees. Delays of random length
-// at random places make workers come late to a job, to a phase or to neither.
+// at random places make workers come late to a job, to a phase or to neither. Built with -fsanitize-coverage=trace-pc,
+// which calls a function of ours at every branch, the pool's own code is held up between any two of its steps too.
 #include "pool.h"
 
 #include <sched.h>
@@ -33,6 +34,8 @@ void delay(Random& random, uint64_t rarity) {
       for (uint64_t i = random.below(20000); i > 0; i--) asm volatile("");
   }
 }
+
+std::atomic<uint32_t> branches_per_delay{0};  // 0: none
 
 struct Phase {
   int chunks = 0, tails = 0;
@@ -108,6 +111,14 @@ void run_job(Pool& pool, Random& random, uint64_t& chunks) {
 
 }  // namespace
 
+#pragma GCC visibility push(default)
+extern "C" __attribute__((no_sanitize_coverage)) void __sanitizer_cov_trace_pc() {
+  thread_local Random random{reinterpret_cast<uintptr_t>(&random)};
+  const uint32_t rarity = branches_per_delay.load(std::memory_order_relaxed);
+  if (rarity > 0 && random.next() % rarity == 0) usleep(static_cast<useconds_t>(random.next() % 300));
+}
+#pragma GCC visibility pop
+
 int main(int argc, char** argv) {
   double seconds = 5;
   uint64_t seed = 1;
@@ -121,6 +132,7 @@ int main(int argc, char** argv) {
   const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   uint64_t pools = 0, jobs = 0, chunks = 0;
   for (; passed() < seconds; pools++) {
+    branches_per_delay = random.one_in(2) ? 0 : 4 << random.below(10);
     Pool pool(1 + static_cast<int>(random.below(8)));
     // Many pools live for one job or none: their end meets helpers that have hardly begun.
     const uint64_t count = random.one_in(8) ? random.below(200) : random.below(3);
