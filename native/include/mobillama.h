@@ -145,9 +145,11 @@ MOBILLAMA_API mobillama_status mobillama_quantize(int32_t type, const float* row
 MOBILLAMA_API mobillama_status mobillama_dequantize(int32_t type, const void* rows, int64_t num_rows, int64_t cols,
                                                     float* out);
 
-/* Bytes per second: reading `bytes` of memory over and over on `threads` threads for about `seconds`. For mobillama
- * bench. */
+/* For mobillama bench. Bytes per second: reading `bytes` of memory over and over on `threads` threads for about
+ * `seconds`. Seconds for a word written by one core to reach another and be answered (0 with a single core): some 50 ns
+ * where they share a cache, several times that where they do not; the cores of a virtual machine may change places. */
 MOBILLAMA_API double mobillama_bandwidth(int64_t bytes, int32_t threads, double seconds);
+MOBILLAMA_API double mobillama_round_trip(void);
 
 #ifdef __cplusplus
 }

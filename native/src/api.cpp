@@ -1,13 +1,11 @@
 // The C door: arguments checked, exceptions turned into statuses and words.
-#include <algorithm>
-#include <chrono>
 #include <new>
 #include <string>
 
 #include "context.h"
 #include "cpu.h"
 #include "failure.h"
-#include "pool.h"
+#include "measure.h"
 #include "sampler.h"
 #include "tensor_type.h"
 #include "weights.h"
@@ -228,34 +226,15 @@ double mobillama_bandwidth(int64_t bytes, int32_t threads, double seconds) {
     if (bytes < 4096 || threads < 0 || threads > 256)
       fail(MOBILLAMA_INVALID, "bytes=%lld threads=%d; expected 4096 or more, and 0 to 256",
            static_cast<long long>(bytes), threads);
-    Pool pool(threads == 0 ? cores() : threads);
-    const Buffer buffer(static_cast<size_t>(bytes));
-    std::fill_n(buffer.data(), buffer.bytes(), uint8_t{1});
-    constexpr size_t kPiece = 64 << 10;  // read by one thread at a time
-    const int pieces = static_cast<int>(buffer.bytes() / kPiece);
-    std::atomic<uint64_t> kept{0};  // so that the reading is not left out
-    const auto start = std::chrono::steady_clock::now();
-    const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-    int64_t rounds = 0;
-    for (; rounds == 0 || passed() < seconds; rounds++)
-      pool.run([&](int worker) {
-        pool.phase(
-            worker, pieces,
-            [&](int piece) {
-              const auto* words =
-                  reinterpret_cast<const uint64_t*>(buffer.data() + static_cast<size_t>(piece) * kPiece);
-              uint64_t sums[8] = {};
-              for (size_t i = 0; i < kPiece / 8; i += 8)
-                for (size_t lane = 0; lane < 8; lane++) sums[lane] ^= words[i + lane];
-              uint64_t all = 0;
-              for (const uint64_t sum : sums) all ^= sum;
-              kept.fetch_xor(all, std::memory_order_relaxed);
-            },
-            [] {});
-      });
-    speed = static_cast<double>(rounds) * static_cast<double>(pieces) * kPiece / passed();
+    speed = bandwidth(static_cast<size_t>(bytes), threads == 0 ? cores() : threads, seconds);
   });
   return speed;
+}
+
+double mobillama_round_trip(void) {
+  double seconds = 0;
+  guarded([&] { seconds = cores() > 1 ? round_trip() : 0.0; });
+  return seconds;
 }
 
 }  // extern "C"

@@ -23,6 +23,8 @@ constexpr int kHeadRows = 8;  // rows of logits that exist at once while log-pro
 // Keys and values of all sequences, in one buffer; a sequence takes memory when its first token comes.
 class KvCache {
  public:
+  static constexpr size_t kBlock = 16;  // positions of keys that lie side by side
+
   KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int max_sequences);
   mobillama_kv_type type() const { return type_; }
   int64_t bytes_per_token() const;
@@ -84,6 +86,7 @@ class Context {
   void layer_pass(int worker, int n, int index, bool same_sequence);
   void attend(int worker, int row, int layer, int head);
   void store(int row, int layer, int head);
+  void fetch_soon(int row, int layer, int head) const;
   void head_pass(int worker, int first, int n);
   double log_prob(const float* logits, int32_t target) const;
 

@@ -8,12 +8,13 @@
 
 #include "kernels.h"
 #include "kernels_exp.h"
+#include "kernels_multiply.h"
 
 namespace mobillama {
 namespace {
 
-constexpr int kAhead = 2048;          // bytes between a streamed weight's prefetch and its use
-constexpr int kAheadResident = 3072;  // likewise for weights that stay in cache
+constexpr int kAhead = 2048;           // bytes between a streamed weight's prefetch and its use
+constexpr int kAheadResident = 16384;  // likewise for weights that stay in the last-level cache
 
 inline __m512 load_scales(const uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -24,8 +25,8 @@ inline __m512i broadcast4(const int8_t* q) {
   return _mm512_set1_epi32(four);
 }
 
-// Streamed weights pass by the caches; resident ones come from the last-level cache, a little further ahead of their
-// use.
+// Streamed weights pass by the caches; resident ones are fetched from the last-level cache into the core's own second
+// level, well ahead: into the first level they would take the places that the loads need.
 template <int kBytes, bool kStream>
 inline void prefetch_tile(const uint8_t* tile) {
   const char* from = reinterpret_cast<const char*>(tile) + (kStream ? kAhead : kAheadResident);
@@ -33,11 +34,11 @@ inline void prefetch_tile(const uint8_t* tile) {
     if constexpr (kStream)
       _mm_prefetch(from + line, _MM_HINT_NTA);
     else
-      _mm_prefetch(from + line, _MM_HINT_T0);
+      _mm_prefetch(from + line, _MM_HINT_T1);
   }
 }
 
-// ---- unsigned codes of a tile: eight column groups of 16 rows x 4 columns ----
+// ---- unsigned codes of a tile: eight column groups of 16 rows x 4 columns, the last four times 2^kHighShift ----
 
 inline void unpack_nibbles(const uint8_t* tile, __m512i codes[8]) {
   const __m512i low = _mm512_set1_epi8(15);
@@ -48,12 +49,19 @@ inline void unpack_nibbles(const uint8_t* tile, __m512i codes[8]) {
   }
 }
 
-struct Q4 {
-  static constexpr int kBytes = 288, kOffset = 8;
-  static void unpack(const uint8_t* tile, __m512i codes[8]) { unpack_nibbles(tile, codes); }
+struct Q4 {  // high nibbles stay where they are: one shift of the dot product takes the place of four
+  static constexpr int kBytes = 288, kOffset = 8, kHighShift = 4;
+  static void unpack(const uint8_t* tile, __m512i codes[8]) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int j = 0; j < 4; j++) {
+      const __m512i both = _mm512_loadu_si512(tile + 64 * j);
+      codes[j] = _mm512_and_si512(both, low);
+      codes[j + 4] = _mm512_andnot_si512(low, both);
+    }
+  }
 };
 struct Q5 {
-  static constexpr int kBytes = 352, kOffset = 16;
+  static constexpr int kBytes = 352, kOffset = 16, kHighShift = 0;
   static void unpack(const uint8_t* tile, __m512i codes[8]) {
     unpack_nibbles(tile, codes);
     const __m512i fifth = _mm512_set1_epi8(16);
@@ -65,7 +73,7 @@ struct Q5 {
   }
 };
 struct Q8 {
-  static constexpr int kBytes = 544, kOffset = 128;
+  static constexpr int kBytes = 544, kOffset = 128, kHighShift = 0;
   static void unpack(const uint8_t* tile, __m512i codes[8]) {
     for (int j = 0; j < 8; j++) codes[j] = _mm512_loadu_si512(tile + 64 * j);
   }
@@ -96,6 +104,7 @@ inline void panel_groups(const uint8_t* tile, int groups, const Activations& x, 
         low = _mm512_dpbusd_epi32(low, codes[j], broadcast4(q[t] + g * kGroup + 4 * j));
         high = _mm512_dpbusd_epi32(high, codes[j + 4], broadcast4(q[t] + g * kGroup + 16 + 4 * j));
       }
+      if constexpr (Codes::kHighShift > 0) high = _mm512_srai_epi32(high, Codes::kHighShift);
       const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(low, high));
       acc[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale[t][g])), acc[t]);
     }
@@ -213,32 +222,6 @@ struct Floats {
   }
 };
 
-template <class Kind, int kTokens>
-inline void rest_of_tokens(int left, const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y,
-                           size_t stride) {
-  if constexpr (kTokens > 0) {
-    if (left == kTokens) return Kind::template run<kTokens, false>(w, panel, x, first, y, stride);
-    rest_of_tokens<Kind, kTokens - 1>(left, w, panel, x, first, y, stride);
-  }
-}
-
-template <class Kind>
-void multiply(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) {
-  for (int p = begin; p < end; p++) {
-    const uint8_t* panel = w.data + static_cast<size_t>(p) * w.panel_bytes;
-    float* out = y + static_cast<size_t>(p) * kPanelRows;
-    if (n == 1) {
-      p < w.resident ? Kind::template run<1, false>(w, panel, x, 0, out, stride)
-                     : Kind::template run<1, true>(w, panel, x, 0, out, stride);
-      continue;
-    }
-    int t = 0;
-    for (; t + Kind::kBlock <= n; t += Kind::kBlock)
-      Kind::template run<Kind::kBlock, false>(w, panel, x, t, out, stride);
-    rest_of_tokens<Kind, Kind::kBlock - 1>(n - t, w, panel, x, t, out, stride);
-  }
-}
-
 // ---- vectors ----
 
 inline __mmask16 lanes(int n) {
@@ -350,13 +333,19 @@ inline __m512 load_some(const int8_t* at, __mmask16 mask) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at)));
 }
 
-// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
+// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency. Meanwhile the
+// `soon` bytes behind them are fetched, step by step: all at once they would wait for each other.
 template <class Key, int kBlocks>
-inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores) {
+inline void score_blocks(const float* q, const Key* keys, int head_dim, size_t soon, float* scores) {
+  constexpr size_t kStep = 16 * kBlocks * sizeof(Key);  // bytes of one component
   const size_t block = static_cast<size_t>(head_dim) * 16;
+  const char* next = reinterpret_cast<const char*>(keys + kBlocks * block);
   __m512 acc[kBlocks];
   for (int b = 0; b < kBlocks; b++) acc[b] = _mm512_setzero_ps();
   for (int d = 0; d < head_dim; d++) {
+    const size_t at = kStep * static_cast<size_t>(d);
+    if (at < soon)
+      for (size_t line = 0; line < kStep; line += 64) _mm_prefetch(next + at + line, _MM_HINT_T1);
     const __m512 value = _mm512_set1_ps(q[d]);
     for (int b = 0; b < kBlocks; b++)
       acc[b] =
@@ -371,12 +360,10 @@ void scores_float(const Query& query, const void* keys, const float*, int head_d
   const size_t block = static_cast<size_t>(head_dim) * 16;
   int s = 0;
   for (; s + 48 < length; s += 64, at += 4 * block) {
-    if (s + 64 < length)
-      for (size_t line = 0; line < 4 * block * sizeof(Key); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(at + 4 * block) + line, _MM_HINT_NTA);
-    score_blocks<Key, 4>(query.x, at, head_dim, scores + s);
+    const int blocks = std::clamp((length - s - 64 + 15) / 16, 0, 4);  // that follow, and are there
+    score_blocks<Key, 4>(query.x, at, head_dim, static_cast<size_t>(blocks) * block * sizeof(Key), scores + s);
   }
-  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s);
+  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, 0, scores + s);
 }
 
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
@@ -390,8 +377,8 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
     int d = 0;
     for (; d + 8 <= head_dim; d += 8, at += 128) {
       if (s + ahead < length) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_NTA);
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64, _MM_HINT_NTA);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64, _MM_HINT_T1);
       }
       even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
       odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(at + 64), broadcast4(query.q + d + 4));
@@ -434,10 +421,8 @@ inline void mix_vectors(const float* p, const Value* values, const float* value_
     const __m512 wide = _mm512_set1_ps(weight);
     if (s + ahead < length)
       for (size_t line = 0; line < 16 * kVectors * sizeof(Value); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(values) + kAhead + line, _MM_HINT_NTA);
-    for (int i = 0; i < kVectors; i++) {
-      acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
-    }
+        _mm_prefetch(reinterpret_cast<const char*>(values) + kAhead + line, _MM_HINT_T1);
+    for (int i = 0; i < kVectors; i++) acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
   }
   for (int i = 0; i < kVectors; i++) _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(acc[i], _mm512_set1_ps(factor)));
 }

@@ -7,8 +7,6 @@
 namespace mobillama {
 namespace {
 
-constexpr size_t kBlock = 16;  // positions of keys that lie side by side
-
 size_t item_bytes(mobillama_kv_type type) { return type == MOBILLAMA_KV_F32 ? 4 : type == MOBILLAMA_KV_F16 ? 2 : 1; }
 
 size_t product(std::initializer_list<size_t> factors) {

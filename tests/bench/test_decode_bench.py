@@ -35,7 +35,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             monkeypatch.setattr(module, name, value, raising=False)
     for name, value in {"DECODED": 4, "BANDWIDTH_BYTES": 1 << 22, "BANDWIDTH_SECONDS": 0.01}.items():
         monkeypatch.setattr(setting, name, value)
-    monkeypatch.setattr(rounds, "judge", lambda taken, of_best: [""] * len(taken))
+    monkeypatch.setattr(rounds, "judge", lambda taken, of_best, probes: [""] * len(taken))
+    monkeypatch.setattr(rounds, "placements", lambda taken: [False] * len(taken))
     return str(path)
 
 
@@ -84,11 +85,24 @@ def test_a_section_without_clean_rounds_gives_no_row_and_the_others_stand(tmp_pa
     assert found["failed"] == {"decode-0.5b": "0 clean rounds of 15, expected 5"}
     assert found["targets"] == {"busy-0.5b-q4_0": (2.0, 3.0)} and found["about"] == {"busy": {"said": 1}}
     saved = json.loads(Path(found["saved"]).read_text())
+    assert [path.name for path in tmp_path.iterdir()] == [Path(found["saved"]).name]
     assert saved["rows"] == found["rows"] and saved["machine"]["cores"] >= 1
+
+
+def test_what_is_measured_is_kept_when_a_later_section_is_cut(tmp_path: Path) -> None:
+    def cut(_: Setting) -> speed.Section:
+        raise KeyboardInterrupt
+
+    sections = {"busy": lambda _: ([row("busy", [3.0], [1.0], "llama.cpp", "tokens/s")], {}), "idle": cut}
+    with pytest.raises(KeyboardInterrupt):
+        decode.run("decode", Setting("", folder=tmp_path), sections, {})
+    (saved,) = tmp_path.glob("decode-*.json")
+    assert [each["name"] for each in json.loads(saved.read_text())["rows"]] == ["busy"]
 
 
 def test_notes_say_what_was_thrown_away_chosen_and_not_found() -> None:
     rounds_ = {"clean": 5, "discarded": ["round 2: others took 6.0% of the CPU"], "others": 0.012}
+    rounds_ |= {"round_trip_ns": 57, "elsewhere": {"clean": 2, "round_trip_ns": 335, "speeds": {"ours": 81.234}}}
     copies = {"row_counts": False, "of_llama.cpp": 1.21, "of_bandwidth": 0.7, "resident_bytes": -1}
     said = "\n".join(
         notes(
@@ -110,6 +124,9 @@ def test_notes_say_what_was_thrown_away_chosen_and_not_found() -> None:
     )
     assert "decode-0.5b: 5 clean rounds, others took 1.2% of the CPU; 1 thrown away: round 2: others took 6.0%" in said
     assert "context (int8): 5 clean rounds" in said
+    assert (
+        "decode-0.5b: a word took 57 ns from core to core and back; in 2 more clean rounds 335 ns: ours 81.23" in said
+    )
     assert "DOES NOT COUNT" in said and "70% of the bandwidth" in said
     assert "best setting for decode: {'flash': True} (tried: flash True: 30.0 tokens/s)" in said
     assert "energy: no sensor, so no figure; looked for NVML: not installed" in said

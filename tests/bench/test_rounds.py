@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mobillama.bench.process import cpu_seconds
-from mobillama.bench.rounds import Measured, Round, Sides, interleave, judge, others, read_cpu
+from mobillama.bench.rounds import Measured, Round, Sides, interleave, judge, others, placements, read_cpu
 from mobillama.errors import MeasurementError
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -152,7 +152,7 @@ def test_an_unsteady_state_is_judged_by_the_others_alone(tmp_path: Path) -> None
 
 def test_a_process_that_is_meant_to_run_beside_is_not_among_the_others(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
-    side = machine.side([1] * 4, [0, 1.0, 1.0, 1.0])  # 1 of 2 core seconds is not the side's
+    side = machine.side([1] * 6, [0, *[1.0] * 5])  # 1 of 2 core seconds is not the side's
     with pytest.raises(MeasurementError, match="others took 50"):
         interleave("test", Sides({"a": side}, {"a": side.turn}), 1, proc=tmp_path)
     side = machine.side([1, 1], [0, 1.0])
@@ -160,8 +160,49 @@ def test_a_process_that_is_meant_to_run_beside_is_not_among_the_others(tmp_path:
     assert found.rounds[0].others == 0.0
 
 
+NEAR, FAR = 57e-9, 335e-9
+
+
+def placed(trips: list[float], **seconds: float) -> Round:
+    return Round(seconds={name: [each] * 4 for name, each in seconds.items()}, trips=trips)
+
+
+def test_rounds_of_cores_that_are_far_apart_are_judged_among_themselves() -> None:
+    rounds = [placed([NEAR, 60e-9], a=1.0), placed([FAR, FAR], a=2.0), placed([FAR, 0.9 * FAR], a=2.6)]
+    assert placements(rounds) == [False, True, True]
+    assert judge(rounds) == ["", "", "round 3: a at 77% of its best"]
+
+
+def test_a_round_in_which_the_cores_changed_places_is_thrown_away_and_says_so() -> None:
+    rounds = [placed([NEAR, NEAR], a=1.0), placed([NEAR, FAR], a=1.0)]
+    assert placements(rounds) == [False, None]
+    assert judge(rounds) == ["", "round 2: the cores changed places (57 to 335 ns from one to the other and back)"]
+
+
+def test_without_round_trips_every_round_is_of_one_placement() -> None:
+    assert placements([placed([], a=1.0), placed([], a=2.0)]) == [False, False]
+
+
+def test_a_probe_condemns_no_round() -> None:
+    rounds = [placed([], a=1.0, memory=1.0), placed([], a=1.0, memory=2.0)]
+    assert judge(rounds, probes=["memory"]) == ["", ""]
+    assert judge(rounds) == ["", "round 2: memory at 50% of its best"]
+
+
+def test_the_first_placement_with_enough_clean_rounds_gives_the_figures(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    trips = iter([NEAR, NEAR, FAR, FAR, FAR, NEAR, FAR, FAR])
+    side = machine.side([1, 1, 2, 1, 2.2], [])
+    found = interleave("test", Sides({"a": side}, {"a": side.turn}, round_trip=lambda: next(trips)), 2, proc=tmp_path)
+    assert found.speeds("a") == [2.0, pytest.approx(4 / 2.2)]
+    assert [reason.split(":")[0] for reason in found.discarded] == ["round 3"]
+    told = found.tree()
+    assert told["round_trip_ns"] == 335
+    assert told["elsewhere"] == {"clean": 1, "round_trip_ns": 57, "speeds": {"a": 4.0}}
+
+
 def test_too_few_clean_rounds_is_an_error_that_counts_and_names_them(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
-    ours = machine.side([1.0] * 7, [0.0, *[1.0] * 5, 0.0])
-    with pytest.raises(MeasurementError, match=r"1 clean rounds of 6, expected 2.*round 1: others took 50\.0%"):
+    ours = machine.side([1.0] * 11, [0.0, *[1.0] * 9, 0.0])
+    with pytest.raises(MeasurementError, match=r"1 clean rounds of 10, expected 2.*round 1: others took 50\.0%"):
         run(tmp_path, 2, ours=ours)

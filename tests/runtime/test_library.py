@@ -124,3 +124,8 @@ def test_a_status_is_raised_with_the_words_of_the_library(tmp_path: Path) -> Non
     assert status in (door.Status.FORMAT, door.Status.UNSUPPORTED)
     with pytest.raises(door.ERRORS[status], match=r"bad\.gguf"):  # type: ignore[arg-type]
         door.check(status)
+
+
+def test_the_machine_is_measured() -> None:
+    assert door.library().mobillama_bandwidth(1 << 20, 1, 0.01) > 1e6
+    assert 0 <= door.library().mobillama_round_trip() < 1e-3

@@ -14,7 +14,7 @@ from typing import Any
 
 from mobillama.bench import footprint, machine, peers, speed
 from mobillama.bench.notes import notes
-from mobillama.bench.setting import FOLDER, Setting, save
+from mobillama.bench.setting import FOLDER, Setting, new_file, save
 from mobillama.bench.speed import Section
 from mobillama.errors import InputError, MeasurementError
 
@@ -84,38 +84,43 @@ def run(
     sections: dict[str, Callable[[Setting], Section]],
     targets: dict[str, tuple[float, float]],
 ) -> dict[str, Any]:
-    """Measure sections one after another and save what was found."""
+    """Measure sections one after another; what was found is saved after each."""
     started = time.monotonic()
+    path = new_file(name, setting.folder)
     rows: list[dict[str, Any]] = []
     about: dict[str, Any] = {}
     failed: dict[str, str] = {}
+    described = machine.describe()
     for number, (section, measured) in enumerate(sections.items(), 1):
         print(f"{section} ({number} of {len(sections)}), {time.monotonic() - started:.0f} s", file=sys.stderr)
         try:
             found, about[section] = measured(setting)
+            rows += found
         except MeasurementError as error:
             failed[section] = str(error)
             print(f"{section} failed: {error}", file=sys.stderr)
-            continue
-        rows += found
-    names = [row["name"] for row in rows]
-    result: dict[str, Any] = {
-        "rows": rows,
-        "targets": {name: targets[name] for name in names if name in targets},
-        "limits": {name: LIMITS[name] for name in names if name in LIMITS},
-        "failed": failed,
-        "about": about,
-        "fed": "the same ids on both sides, whatever each would have chosen; the likeliest next id is looked up",
-        "threads": setting.threads,
-        "machine": machine.describe(),
-        "models": setting.models,
-        "peer": {
-            "name": setting.against,
-            "chosen": setting.chosen,
-            "built": peers.built_with("llama.cpp", setting.peers_folder) if setting.against == "llama.cpp" else None,
-        },
-        "seconds": round(time.monotonic() - started),
-    }
-    result["notes"] = notes(result)
-    result["saved"] = str(save(name, result, setting.folder))
+        names = [row["name"] for row in rows]
+        result: dict[str, Any] = {
+            "rows": rows,
+            "targets": {name: targets[name] for name in names if name in targets},
+            "limits": {name: LIMITS[name] for name in names if name in LIMITS},
+            "failed": failed,
+            "about": about,
+            "fed": "the same ids on both sides, whatever each would have chosen; the likeliest next id is looked up",
+            "threads": setting.threads,
+            "machine": described,
+            "models": setting.models,
+            "peer": {
+                "name": setting.against,
+                "chosen": setting.chosen,
+                "built": peers.built_with("llama.cpp", setting.peers_folder)
+                if setting.against == "llama.cpp"
+                else None,
+            },
+            "seconds": round(time.monotonic() - started),
+            "saved": str(path),
+        }
+        result["notes"] = notes(result)
+        # After every section: a run that is cut keeps what it has.
+        save(path, result)
     return result

@@ -27,6 +27,12 @@ def _section(section: str, said: dict[str, Any]) -> Iterator[str]:
         where, thrown = f"{section} ({name})" if name else section, rounds["discarded"]
         line = f"{where}: {rounds['clean']} clean rounds, others took {rounds['others']:.1%} of the CPU"
         yield f"{line}; {len(thrown)} thrown away" + (f": {'; '.join(thrown)}" if thrown else "")
+        if trip := rounds.get("round_trip_ns"):
+            line = f"{where}: a word took {trip} ns from core to core and back"
+            if other := rounds.get("elsewhere"):
+                speeds = ", ".join(f"{name} {speed:.4g}" for name, speed in other["speeds"].items())
+                line += f"; in {other['clean']} more clean rounds {other['round_trip_ns']} ns: {speeds} a second"
+            yield line
     if "memory_bytes_per_second" in said:
         floor = f"{said['floor_bytes_per_token'] / 1e6:.1f} MB of weights and KV, each once"
         yield f"{section}: memory gives {said['memory_bytes_per_second'] / 1e9:.1f} GB/s; a token needs {floor}"

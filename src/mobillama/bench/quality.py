@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobillama.bench.setting import FOLDER, save
+from mobillama.bench.setting import FOLDER, new_file, save
 from mobillama.data.shards import read_shards, require_tokenizer
 from mobillama.errors import InputError
 from mobillama.export import calibration
@@ -125,7 +125,10 @@ def measure(
         "data": {"shards": str(data), "digest": shards.digest, "held_out_rows": len(ids), "tokens": ids[:, 1:].size},
         "kl_positions": len(ids) * min(WINDOW, ids.shape[1] - 1),
     }
-    return result | {"saved": str(save("quality", result, folder))}
+    path = new_file("quality", folder)
+    result["saved"] = str(path)
+    save(path, result)
+    return result
 
 
 class _Bench:

@@ -2,6 +2,10 @@
 
 A round is thrown away if other processes or the hypervisor took more than 5% of the CPU in it, or if a side's median
 time per token made it slower than 80% of its best round. What was thrown away is counted and said.
+
+The cores of a virtual machine may change places: at times they share a cache and a way to memory, at times they do not,
+which shows in how long a word takes from one to the other and back, and can double the speed of memory. Rounds of one
+placement are compared with each other only; the one that has enough clean rounds first gives the figures.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +24,8 @@ from mobillama.errors import MeasurementError
 
 OTHERS = 0.05  # share of all cores that others may take in a round
 OF_BEST = 0.80  # a side's median speed in a round, against that of its best round
-ATTEMPTS = 3  # rounds tried for each one wanted
+ATTEMPTS = 5  # rounds tried for each one wanted
+MOVED = 2.0  # times the shortest round trip seen: from there on the cores are elsewhere
 
 Turn = Callable[[], list[float]]
 
@@ -39,6 +44,8 @@ class Sides:
     processes: Mapping[str, Computing]
     turns: Mapping[str, Turn]
     beside: tuple[int, ...] = ()  # processes that are meant to run meanwhile, and are not "others"
+    probes: frozenset[str] = frozenset()  # sides that measure the machine: their best condemns no round
+    round_trip: Callable[[], float] | None = None  # seconds between two cores; None: placement is not looked at
 
 
 @dataclass
@@ -48,6 +55,7 @@ class Round:
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of each token
     cores: dict[str, float] = field(default_factory=dict)  # that the side kept busy
     others: float = 0.0  # share of the CPU that others took
+    trips: list[float] = field(default_factory=list)  # seconds between two cores, before and after
 
     def speed(self, side: str) -> float:
         """Tokens per second."""
@@ -60,10 +68,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """The clean rounds, and why others were thrown away."""
+    """The clean rounds of one placement, why others were thrown away, and the clean ones of other placements."""
 
     rounds: list[Round]
     discarded: list[str]
+    elsewhere: list[Round] = field(default_factory=list)
 
     def speeds(self, side: str) -> list[float]:
         """Tokens per second of a side, round by round."""
@@ -76,11 +85,27 @@ class Measured:
     def tree(self) -> dict[str, Any]:
         """What a result says about the rounds: `others`, the median share of the CPU that others took."""
         others = statistics.median(each.others for each in self.rounds)
-        return {"clean": len(self.rounds), "discarded": self.discarded, "others": round(others, 4)}
+        found: dict[str, Any] = {"clean": len(self.rounds), "discarded": self.discarded, "others": round(others, 4)}
+        if self.rounds[0].trips:
+            found["round_trip_ns"] = _nanoseconds(self.rounds)
+        if self.elsewhere:
+            found["elsewhere"] = {
+                "clean": len(self.elsewhere),
+                "round_trip_ns": _nanoseconds(self.elsewhere),
+                "speeds": {
+                    name: statistics.median(each.speed(name) for each in self.elsewhere)
+                    for name in self.elsewhere[0].seconds
+                },
+            }
+        return found
+
+
+def _nanoseconds(rounds: list[Round]) -> int:
+    return round(1e9 * statistics.median(trip for each in rounds for trip in each.trips))
 
 
 def interleave(what: str, sides: Sides, wanted: int, *, of_best: float = OF_BEST, proc: Path = PROC) -> Measured:
-    """`wanted` clean rounds, the order turning round by round; one more before them warms up.
+    """`wanted` clean rounds of one placement, the order turning round by round; one more before them warms up.
 
     of_best = 0: the second reason to discard does not hold (where the state to measure is itself unsteady).
     Error: MeasurementError if ATTEMPTS x wanted rounds do not hold as many clean ones.
@@ -89,16 +114,23 @@ def interleave(what: str, sides: Sides, wanted: int, *, of_best: float = OF_BEST
         turn()
     rounds: list[Round] = []
     names = list(sides.turns)
+    most = 0
     for attempt in range(ATTEMPTS * wanted):
         at = attempt % len(names)
         rounds.append(take(sides, names[at:] + names[:at], proc))
-        faults = judge(rounds, of_best)
-        clean = [each for each, fault in zip(rounds, faults, strict=True) if not fault]
-        print(f"{what}: {len(clean)} clean rounds of {wanted}, {len(rounds)} taken", file=sys.stderr)
-        if len(clean) == wanted:
-            return Measured(clean, [fault for fault in faults if fault])
+        places, faults = placements(rounds), judge(rounds, of_best, sides.probes)
+        clean = {
+            place: [each for each, fault, own in zip(rounds, faults, places, strict=True) if not fault and own == place]
+            for place in (False, True)
+        }
+        most = max(len(each) for each in clean.values())
+        speeds = ", ".join(f"{name} {rounds[-1].typical(name):.4g}" for name in names)
+        print(f"{what}: {most} clean rounds of {wanted}, {len(rounds)} taken; {speeds}", file=sys.stderr)
+        if most == wanted:
+            far = len(clean[True]) == wanted
+            return Measured(clean[far], [fault for fault in faults if fault], clean[not far])
     raise MeasurementError(
-        f"{what}: {len(clean)} clean rounds of {len(rounds)}, expected {wanted}; thrown away: "
+        f"{what}: {most} clean rounds of {len(rounds)}, expected {wanted}; thrown away: "
         f"{'; '.join(fault for fault in faults if fault)}. End what else runs on this machine and measure again"
     )
 
@@ -106,6 +138,8 @@ def interleave(what: str, sides: Sides, wanted: int, *, of_best: float = OF_BEST
 def take(sides: Sides, order: list[str], proc: Path = PROC) -> Round:
     """One round in this order."""
     taken = Round()
+    if sides.round_trip is not None:
+        taken.trips.append(sides.round_trip())
     ids = [os.getpid(), *sides.beside]
     before, ours = read_cpu(proc), sum(cpu_seconds(each, proc) for each in ids)
     used = {name: process.cpu_seconds() for name, process in sides.processes.items()}
@@ -119,20 +153,34 @@ def take(sides: Sides, order: list[str], proc: Path = PROC) -> Round:
     # Sides may share a process: count each process once.
     found = {id(process): process.cpu_seconds() - used[name] for name, process in sides.processes.items()}
     taken.others = others(before, after, ours + sum(found.values()))
+    if sides.round_trip is not None:
+        taken.trips.append(sides.round_trip())
     return taken
 
 
-def judge(rounds: list[Round], of_best: float = OF_BEST) -> list[str]:
+def placements(rounds: list[Round]) -> list[bool | None]:
+    """For every round whether its cores were far from each other; None: they moved during it."""
+    least = min((trip for each in rounds for trip in each.trips), default=0.0)
+    found: list[bool | None] = []
+    for each in rounds:
+        far = [trip > MOVED * least for trip in each.trips]
+        found.append(None if any(far) and not all(far) else any(far))
+    return found
+
+
+def judge(rounds: list[Round], of_best: float = OF_BEST, probes: Collection[str] = ()) -> list[str]:
     """For every round why it is thrown away, or "": a later, faster round can condemn an earlier one."""
-    best = {name: max(each.typical(name) for each in rounds) for name in rounds[0].seconds}
+    places = placements(rounds)
     faults = []
-    for number, each in enumerate(rounds, 1):
+    for number, (each, place) in enumerate(zip(rounds, places, strict=True), 1):
         reasons = [f"others took {each.others:.1%} of the CPU"] if each.others > OTHERS else []
-        reasons += [
-            f"{name} at {each.typical(name) / best[name]:.0%} of its best"
-            for name in each.seconds
-            if each.typical(name) < of_best * best[name]
-        ]
+        if place is None:
+            trips = " to ".join(f"{1e9 * trip:.0f}" for trip in each.trips)
+            reasons.append(f"the cores changed places ({trips} ns from one to the other and back)")
+        for name in each.seconds:
+            best = max(other.typical(name) for other, own in zip(rounds, places, strict=True) if own == place)
+            if place is not None and name not in probes and each.typical(name) < of_best * best:
+                reasons.append(f"{name} at {each.typical(name) / best:.0%} of its best")
         faults.append(f"round {number}: {', '.join(reasons)}" if reasons else "")
     return faults
 

@@ -18,12 +18,15 @@ from mobillama.bench.process import Process
 from mobillama.bench.rounds import OF_BEST, Computing, Measured, Sides, Turn, interleave
 from mobillama.config import ModelConfig, read_recipe
 from mobillama.errors import InputError
+from mobillama.manifest import partial_path
+from mobillama.runtime.library import library
 
 FOLDER = Path("artefacts/bench")
 TYPES = "q4_0"  # in every matrix, head included
 PROMPT, DECODED, CONTEXT = 128, 128, 512  # tokens: of the prompt, decoded after it, room for both
 PREFILLED = 256  # tokens of the prefill row
 SEED = 11111
+MEMORY = "memory"  # the side that measures the machine's bandwidth
 PEERS = ("llama.cpp", "transformers")
 FLASH, UBATCHES = (True, False), (128, 256, 512)  # settings of llama.cpp to choose from
 BANDWIDTH_BYTES, BANDWIDTH_SECONDS = 1 << 30, 0.5
@@ -166,7 +169,10 @@ class Setting:
     ) -> Measured:
         """Clean rounds of these sides; see `interleave`. beside: processes that are meant to run meanwhile."""
         processes = {name: process for name, (process, _) in turns.items()}
-        sides = Sides(processes, {name: turn for name, (_, turn) in turns.items()}, beside)
+        trip = library().mobillama_round_trip if self.threads > 1 else None
+        sides = Sides(
+            processes, {name: turn for name, (_, turn) in turns.items()}, beside, frozenset({MEMORY}), round_trip=trip
+        )
         return interleave(what, sides, self.rounds, of_best=of_best)
 
 
@@ -236,9 +242,14 @@ def row(
     }
 
 
-def save(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write a bench's result beside earlier ones, as NAME-DATE-TIME.json."""
+def new_file(name: str, folder: Path = FOLDER) -> Path:
+    """Where a bench's result goes, beside earlier ones: NAME-DATE-TIME.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return path
+    return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Write a bench's result, whole or not at all."""
+    beside = partial_path(path)
+    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    beside.rename(path)

@@ -62,7 +62,7 @@ def decode(setting: Setting, preset: str, *, int8: bool = False, copies: bool = 
             process.ask("prefill", ids=ids[:PROMPT])
             turns[name] = (process, decoding(process, ids[PROMPT:], PROMPT))
         if own:
-            turns["memory"] = (ours, reading_memory(ours, setting.threads))
+            turns[at.MEMORY] = (ours, reading_memory(ours, setting.threads))
         measured = setting.measure(f"decode {preset}", turns)
         info = ours.about
         copied = sides["copies"].about if own and copies else {}
@@ -73,7 +73,7 @@ def decode(setting: Setting, preset: str, *, int8: bool = False, copies: bool = 
     about["peer_cores_kept_busy"] = measured.cores("peer")
     if not own:
         return rows, about
-    bandwidth = speeds["memory"]
+    bandwidth = speeds[at.MEMORY]
     floor = info["unique_bytes_per_token"] + kv_bytes(info, "f16") * (PROMPT + at.DECODED / 2)
     if copies:
         rows.append(row(f"decode-{model}-copies", speeds["ours"], speeds["copies"], "ours, 22 copies", "tokens/s"))
@@ -125,7 +125,7 @@ def context(setting: Setting) -> Section:
             turns = {
                 "near": (ours, decoding(ours, ids[-STEPS:], NEAR, 0)),
                 "long": (ours, decoding(ours, ids[-STEPS:], LONG, 1)),
-                "memory": (ours, reading_memory(ours, setting.threads)),
+                at.MEMORY: (ours, reading_memory(ours, setting.threads)),
             }
             measured = setting.measure(f"context {kv}", turns)
             extra_bytes = kv_bytes(ours.about, kv) * (LONG - NEAR)
@@ -199,11 +199,11 @@ def ffn_curve(setting: Setting) -> Section:
             ours.ask("prefill", ids=ids[:PROMPT])
             turns = {
                 "ours": (ours, decoding(ours, ids[PROMPT:], PROMPT)),
-                "memory": (ours, reading_memory(ours, setting.threads)),
+                at.MEMORY: (ours, reading_memory(ours, setting.threads)),
             }
             measured = setting.measure(f"FFN of {megabytes} MB", turns)
         read = ours.about["unique_bytes_per_token"] + kv_bytes(ours.about, "f16") * (PROMPT + at.DECODED / 2)
-        floor = [each / read for each in measured.speeds("memory")]
+        floor = [each / read for each in measured.speeds(at.MEMORY)]
         rows.append(
             row(f"ffn-{megabytes}-mb-{at.TYPES}", measured.speeds("ours"), floor, "memory bandwidth", "tokens/s")
         )

@@ -141,6 +141,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "quantize": (c_int32, [c_int32, c_void_p, c_int64, c_int64, c_void_p, c_int32, c_void_p]),
     "dequantize": (c_int32, [c_int32, c_void_p, c_int64, c_int64, c_void_p]),
     "bandwidth": (c_double, [c_int64, c_int32, c_double]),
+    "round_trip": (c_double, []),
 }
 
 
