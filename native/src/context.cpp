@@ -425,11 +425,24 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
                                               &weights_.layers[static_cast<size_t>(index) + 1].k,
                                               &weights_.layers[static_cast<size_t>(index) + 1].v});
   const Product down[] = {{&ffn.down, out_, d_}};
-  multiply(worker, n, down, inner_, 1, add_to_x, [&](int row) {
+  Soon soon = after_layer(worker, index);
+  Activations activations = inner_;
+  activations.soon = &soon;
+  multiply(worker, n, down, activations, 1, add_to_x, [&](int row) {
     const size_t at = static_cast<size_t>(row) * hidden;
     kernels_.rms_norm(x_ + at, norm, shape.hidden_size, shape.rms_norm_eps, input_.x + at);
     round_row(input_, row, next_codes);
   });
+}
+
+// A worker's share of the weights that follow a layer: while the FFN comes from cache, memory has nothing to do.
+Soon Context::after_layer(int worker, int index) const {
+  const bool last = index + 1 == weights_.shape.num_hidden_layers;
+  const Layer& next = weights_.layers[static_cast<size_t>(last ? index : index + 1)];
+  const uint8_t* begin = last ? weights_.head.data : next.q.data;
+  const uint8_t* end = last ? begin + weights_.head.bytes() : next.v.data + next.v.bytes();  // k lies between q and v
+  const auto share = [&](int i) { return begin + (end - begin) / pool_.threads() * i; };
+  return {share(worker), share(worker + 1)};
 }
 
 void Context::store(int row, int layer, int head) {

@@ -86,6 +86,7 @@ class Context {
   void layer_pass(int worker, int n, int index, bool same_sequence);
   void attend(int worker, int row, int layer, int head);
   void store(int row, int layer, int head);
+  Soon after_layer(int worker, int index) const;
   void fetch_soon(int row, int layer, int head) const;
   void head_pass(int worker, int first, int n);
   double log_prob(const float* logits, int32_t target) const;

@@ -42,7 +42,14 @@ struct Panels {
   int panels = 0;  // rows / 16, rounded up
   size_t panel_bytes = 0;
   const uint8_t* data = nullptr;
+  size_t bytes() const { return static_cast<size_t>(panels) * panel_bytes; }
   int resident = 0;  // panels below this one are meant to stay in cache; those from it on are streamed past it
+};
+
+// Memory that will be wanted after a product and may be fetched while its weights come from cache; kernels move `at` on.
+struct Soon {
+  const uint8_t* at;
+  const uint8_t* end;
 };
 
 // n vectors of C activations; either the float side or the int8 side is filled, or both.
@@ -53,6 +60,7 @@ struct Activations {
   float* scale = nullptr;       // (n, G)
   int32_t* sum = nullptr;       // (n, G)      of q in the group
   int32_t* half_sum = nullptr;  // (n, 2 G)  of q in its sixteens
+  Soon* soon = nullptr;         // none, or what a product of one vector by resident panels may fetch beside
 };
 
 // y[t * stride + row] for the rows of panels [begin, end) and tokens t in [0, n). Rows of padding are written too.

@@ -143,8 +143,14 @@ struct Groups {
       q[t] = x.q + at[t] * kGroup;
       for (int h = 0; h < kHalves; h++) acc[t][h] = _mm256_setzero_ps();
     }
+    constexpr bool kFetch = kTokens == 1 && !kStream;
+    Soon soon = kFetch && x.soon != nullptr ? *x.soon : Soon{};
     for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
       if constexpr (kStream) prefetch_ahead<Codes::kBytes>(tile);
+      if (kFetch && soon.at < soon.end) {
+        _mm_prefetch(reinterpret_cast<const char*>(soon.at), _MM_HINT_T1);
+        soon.at += 64;
+      }
       __m256i dots[kTokens][kHalves];
       Codes::template dot<kTokens, kHalves>(tile, half, q, dots);
       for (int h = 0; h < kHalves; h++) {
@@ -159,6 +165,7 @@ struct Groups {
       }
       for (int t = 0; t < kTokens; t++) at[t]++, q[t] += kGroup;
     }
+    if (kFetch && x.soon != nullptr) *x.soon = soon;
     for (int t = 0; t < kTokens; t++)
       for (int h = 0; h < kHalves; h++) _mm256_storeu_ps(y + size_t(first + t) * stride + 8 * (half + h), acc[t][h]);
   }

@@ -93,8 +93,14 @@ inline void panel_groups(const uint8_t* tile, int groups, const Activations& x, 
     scale[t] = x.scale + at;
     sum[t] = x.sum + at;
   }
+  constexpr bool kFetch = kTokens == 1 && !kStream;
+  Soon soon = kFetch && x.soon != nullptr ? *x.soon : Soon{};
   for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
     if constexpr (kTokens == 1) prefetch_tile<Codes::kBytes, kStream>(tile);
+    if (kFetch && soon.at < soon.end) {
+      _mm_prefetch(reinterpret_cast<const char*>(soon.at), _MM_HINT_T1);
+      soon.at += 64;
+    }
     __m512i codes[8];
     Codes::unpack(tile, codes);
     const __m512 weight_scale = load_scales(tile + Codes::kBytes - 32);
@@ -109,6 +115,7 @@ inline void panel_groups(const uint8_t* tile, int groups, const Activations& x, 
       acc[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale[t][g])), acc[t]);
     }
   }
+  if (kFetch && x.soon != nullptr) *x.soon = soon;
   for (int t = 0; t < kTokens; t++) _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride, acc[t]);
 }
 

@@ -290,7 +290,7 @@ class Loader {
     }
   }
 
-  static int64_t bytes_of(const Panels& panels) { return static_cast<int64_t>(panels.panel_bytes) * panels.panels; }
+  static int64_t bytes_of(const Panels& panels) { return static_cast<int64_t>(panels.bytes()); }
   static int64_t bytes_of(const Ffn& ffn) { return bytes_of(ffn.gate) + bytes_of(ffn.up) + bytes_of(ffn.down); }
 
   // Which part of each FFN is meant to stay in cache: all of it if it fits, else the same share of each matrix. An FFN
