@@ -36,14 +36,22 @@ constexpr int kLayouts = 7;
 
 constexpr bool is_float(Layout layout) { return layout <= Layout::BF16; }
 
+constexpr int kWhole = 256;
+
 struct Panels {
   Layout layout = Layout::F32;
   int rows = 0, cols = 0;
   int panels = 0;  // rows / 16, rounded up
   size_t panel_bytes = 0;
   const uint8_t* data = nullptr;
+  int resident = 0;  // of kWhole parts so many are meant to stay in cache; the others are streamed past it
+
   size_t bytes() const { return static_cast<size_t>(panels) * panel_bytes; }
-  int resident = 0;  // panels below this one are meant to stay in cache; those from it on are streamed past it
+  // Resident and streamed panels come in runs of 8, spread evenly, so that every worker has its share of both.
+  bool is_resident(int panel) const {
+    const int run = panel / 8;
+    return (run + 1) * resident / kWhole > run * resident / kWhole;
+  }
 };
 
 // Memory that will be wanted after a product and may be fetched while its weights come from cache; kernels move `at` on.

@@ -25,7 +25,7 @@ void multiply(const Panels& w, int begin, int end, const Activations& x, int n, 
     const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
     float* out = y + size_t(p) * kPanelRows;
     if (n == 1) {
-      p < w.resident ? Kind::template run<1, false>(w, panel, x, 0, out, stride)
+      w.is_resident(p) ? Kind::template run<1, false>(w, panel, x, 0, out, stride)
                      : Kind::template run<1, true>(w, panel, x, 0, out, stride);
       continue;
     }

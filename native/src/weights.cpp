@@ -20,8 +20,9 @@ namespace {
 constexpr int kRowsAtOnce = 128;     // of a matrix, read and laid out by one thread at a time
 constexpr size_t kAlignment = 4096;  // of a matrix in memory
 constexpr int kLargest = 1 << 24;    // of any dimension: no model is near it, and products stay in 64 bits
-constexpr double kResidentShare =
-    0.8;  // of the last-level cache that an FFN may count on; the rest holds what streams by
+// An FFN that several layers use is treated as resident up to so many times the last-level cache: what does not fit is
+// read from memory as fast as if it were streamed past it, and cores that do not share a cache have more than one says.
+constexpr double kResidentCaches = 2.0;
 
 struct Job {  // one matrix to read
   const TensorEntry* entry;
@@ -293,23 +294,20 @@ class Loader {
   static int64_t bytes_of(const Panels& panels) { return static_cast<int64_t>(panels.bytes()); }
   static int64_t bytes_of(const Ffn& ffn) { return bytes_of(ffn.gate) + bytes_of(ffn.up) + bytes_of(ffn.down); }
 
-  // Which part of each FFN is meant to stay in cache: all of it if it fits, else the same share of each matrix. An FFN
-  // that one layer alone uses is streamed like everything else.
+  // Which part of each FFN is meant to stay in cache: the same share of each matrix. An FFN that one layer alone uses is
+  // streamed like everything else.
   void choose_residents(int64_t cache) {
     const int64_t room = options_.resident_bytes != 0
                              ? std::max<int64_t>(options_.resident_bytes, 0)
-                             : static_cast<int64_t>(kResidentShare * static_cast<double>(cache));
+                             : static_cast<int64_t>(kResidentCaches * static_cast<double>(cache));
     for (size_t i = 0; i < weights_.ffns.size(); i++) {
       int uses = 0;
       for (const Layer& layer : weights_.layers) uses += static_cast<size_t>(layer.ffn) == i;
       Ffn& ffn = weights_.ffns[i];
-      const double share =
-          uses > 1 ? std::min(1.0, static_cast<double>(room) / static_cast<double>(bytes_of(ffn))) : 0.0;
-      int64_t resident = 0;
-      for (Panels* panels : {&ffn.gate, &ffn.up, &ffn.down}) {
-        panels->resident = static_cast<int>(share * panels->panels);
-        resident += static_cast<int64_t>(panels->panel_bytes) * panels->resident;
-      }
+      const int64_t bytes = bytes_of(ffn);
+      const int share = uses > 1 ? static_cast<int>(std::min(room, bytes) * kWhole / bytes) : 0;
+      for (Panels* panels : {&ffn.gate, &ffn.up, &ffn.down}) panels->resident = share;
+      const int64_t resident = bytes * share / kWhole;
       weights_.info.resident_bytes = std::max(weights_.info.resident_bytes, resident);
     }
   }

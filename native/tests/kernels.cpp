@@ -156,8 +156,9 @@ void compare_multiply(const Kernels& table, Layout layout, int cols, int n, Fill
   const size_t slack = size_t(any(0, 3));
   Guarded<uint8_t> data(kPanels * panel_bytes(layout, cols), slack);
   fill_weights(layout, codes, data.data(), data.size());
-  const Inputs x(n, cols, !is_float(layout), inputs, slack);
-  const int ranges[][3] = {{0, 3, 3}, {0, 3, 0}, {0, 3, 2}, {1, 2, 1}, {2, 3, 3}, {1, 1, 0}};  // begin, end, resident
+  Inputs x(n, cols, !is_float(layout), inputs, slack);
+  const int ranges[][3] = {{0, 3, kWhole}, {0, 3, 0},      {0, 3, kWhole / 2},  // begin, end, resident
+                           {1, 2, 0},      {2, 3, kWhole}, {1, 1, 0}};
   const auto [begin, end, resident] = std::to_array(ranges[n == 1 ? comparisons % 6 : any(0, 5)]);
   const Panels w{layout,  kPanels * kPanelRows - any(0, 15), cols, kPanels, panel_bytes(layout, cols), data.data(),
                  resident};
@@ -165,7 +166,14 @@ void compare_multiply(const Kernels& table, Layout layout, int cols, int n, Fill
   Pair<float> y(size_t(n - 1) * stride + kPanels * kPanelRows, slack);
   const int index = static_cast<int>(layout);
   scalar_kernels()->multiply[index](w, begin, end, x.view, n, y.want.data(), stride);
+  Soon soon{data.data(), data.data() + any(0, 4) * 64};
+  const uint8_t* const end_of_soon = soon.end;
+  if (any(0, 1)) x.view.soon = &soon;
   table.multiply[index](w, begin, end, x.view, n, y.got.data(), stride);
+  if (soon.end != end_of_soon || soon.at < data.data() || soon.at > soon.end) {
+    std::printf("multiply fetched past the end of what it was told\n");
+    std::exit(1);
+  }
   y.compare(label("multiply layout, cols, n, begin, end, resident:", index, cols, n, begin, end, resident));
 }
 
