@@ -194,12 +194,16 @@ def test_ours_beside_transformers_is_measured_with_the_same_ids(
     rows, about = speed.decode(Setting("transformers", rounds=2, folder=tmp_path), tiny)
     assert [each["name"] for each in rows] == ["decode-tiny-q4_0"]
     assert rows[0]["peer"] == pytest.approx(100.0) and rows[0]["ours"] > 0
-    assert about["rounds"]["clean"] == 2
+    assert about["rounds"]["clean"] == 2 * setting.PARTS
     fed = {
         name: [each["ids"] for side, each in asked if side == name and "ids" in each]
         for name in ("ours", "transformers")
     }
     assert fed["ours"] == fed["transformers"] and len(fed["ours"][0]) == 8
+    # A round decodes the next of the four parts, each from where it begins.
+    decoded = [(each["after"], each["ids"]) for side, each in asked if side == "ours" and each["do"] == "decode"]
+    ids = Setting("", folder=tmp_path).ids(tiny, 12)[8:]
+    assert decoded[:5] == [(8, ids[:1]), (9, ids[1:2]), (10, ids[2:3]), (11, ids[3:4]), (8, ids[:1])]
 
 
 @pytest.mark.slow

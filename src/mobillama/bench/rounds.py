@@ -55,10 +55,10 @@ class Round:
     seconds: dict[str, list[float]] = field(default_factory=dict)  # of each token
     cores: dict[str, float] = field(default_factory=dict)  # that the side kept busy
     others: float = 0.0  # share of the CPU that others took
-    trips: list[float] = field(default_factory=list)  # seconds between two cores, before and after
+    trips: list[float] = field(default_factory=list)  # seconds between two cores: before every turn, and at the end
 
     def speed(self, side: str) -> float:
-        """Tokens per second."""
+        """Tokens per second, all of them."""
         return len(self.seconds[side]) / sum(self.seconds[side])
 
     def typical(self, side: str) -> float:
@@ -75,7 +75,11 @@ class Measured:
     elsewhere: list[Round] = field(default_factory=list)
 
     def speeds(self, side: str) -> list[float]:
-        """Tokens per second of a side, round by round."""
+        """Tokens per second of a side's median token, round by round."""
+        return [each.typical(side) for each in self.rounds]
+
+    def speeds_with_stumbles(self, side: str) -> list[float]:
+        """Tokens over seconds, round by round: where being held up is what is measured."""
         return [each.speed(side) for each in self.rounds]
 
     def cores(self, side: str) -> float:
@@ -93,7 +97,7 @@ class Measured:
                 "clean": len(self.elsewhere),
                 "round_trip_ns": _nanoseconds(self.elsewhere),
                 "speeds": {
-                    name: statistics.median(each.speed(name) for each in self.elsewhere)
+                    name: statistics.median(each.typical(name) for each in self.elsewhere)
                     for name in self.elsewhere[0].seconds
                 },
             }
@@ -138,23 +142,24 @@ def interleave(what: str, sides: Sides, wanted: int, *, of_best: float = OF_BEST
 def take(sides: Sides, order: list[str], proc: Path = PROC) -> Round:
     """One round in this order."""
     taken = Round()
-    if sides.round_trip is not None:
-        taken.trips.append(sides.round_trip())
+    trip = sides.round_trip
     ids = [os.getpid(), *sides.beside]
     before, ours = read_cpu(proc), sum(cpu_seconds(each, proc) for each in ids)
     used = {name: process.cpu_seconds() for name, process in sides.processes.items()}
     for name in order:
+        if trip is not None:
+            taken.trips.append(trip())
         process = sides.processes[name]
         cpu, start = process.cpu_seconds(), time.perf_counter()
         taken.seconds[name] = sides.turns[name]()
         taken.cores[name] = (process.cpu_seconds() - cpu) / (time.perf_counter() - start)
+    if trip is not None:
+        taken.trips.append(trip())
     after = read_cpu(proc)
     ours = sum(cpu_seconds(each, proc) for each in ids) - ours
     # Sides may share a process: count each process once.
     found = {id(process): process.cpu_seconds() - used[name] for name, process in sides.processes.items()}
     taken.others = others(before, after, ours + sum(found.values()))
-    if sides.round_trip is not None:
-        taken.trips.append(sides.round_trip())
     return taken
 
 
@@ -175,8 +180,8 @@ def judge(rounds: list[Round], of_best: float = OF_BEST, probes: Collection[str]
     for number, (each, place) in enumerate(zip(rounds, places, strict=True), 1):
         reasons = [f"others took {each.others:.1%} of the CPU"] if each.others > OTHERS else []
         if place is None:
-            trips = " to ".join(f"{1e9 * trip:.0f}" for trip in each.trips)
-            reasons.append(f"the cores changed places ({trips} ns from one to the other and back)")
+            trips = ", ".join(f"{1e9 * trip:.0f}" for trip in each.trips)
+            reasons.append(f"the cores changed places (from one to the other and back: {trips} ns)")
         for name in each.seconds:
             best = max(other.typical(name) for other, own in zip(rounds, places, strict=True) if own == place)
             if place is not None and name not in probes and each.typical(name) < of_best * best:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import statistics
@@ -24,12 +25,13 @@ from mobillama.runtime.library import library
 FOLDER = Path("artefacts/bench")
 TYPES = "q4_0"  # in every matrix, head included
 PROMPT, DECODED, CONTEXT = 128, 128, 512  # tokens: of the prompt, decoded after it, room for both
+PARTS = 4  # turns in which they are decoded, a round each
 PREFILLED = 256  # tokens of the prefill row
 SEED = 11111
 MEMORY = "memory"  # the side that measures the machine's bandwidth
 PEERS = ("llama.cpp", "transformers")
 FLASH, UBATCHES = (True, False), (128, 256, 512)  # settings of llama.cpp to choose from
-BANDWIDTH_BYTES, BANDWIDTH_SECONDS = 1 << 30, 0.5
+BANDWIDTH_BYTES, BANDWIDTH_SECONDS = 1 << 28, 0.2
 KV_BYTES = {"f16": 2, "int8": 1, "f32": 4}  # of a key or value; int8's scales are not counted
 
 
@@ -164,16 +166,20 @@ class Setting:
         what: str,
         turns: Mapping[str, tuple[Computing, Turn]],
         *,
+        parts: int = 1,
         of_best: float = OF_BEST,
         beside: tuple[int, ...] = (),
     ) -> Measured:
-        """Clean rounds of these sides; see `interleave`. beside: processes that are meant to run meanwhile."""
+        """Clean rounds of these sides, `parts` for each that is wanted; see `interleave`.
+
+        beside: processes that are meant to run meanwhile.
+        """
         processes = {name: process for name, (process, _) in turns.items()}
         trip = library().mobillama_round_trip if self.threads > 1 else None
         sides = Sides(
             processes, {name: turn for name, (_, turn) in turns.items()}, beside, frozenset({MEMORY}), round_trip=trip
         )
-        return interleave(what, sides, self.rounds, of_best=of_best)
+        return interleave(what, sides, self.rounds * parts, of_best=of_best)
 
 
 def plain(preset: str) -> str:
@@ -185,11 +191,19 @@ def plain(preset: str) -> str:
     return Path(preset).name.removesuffix(".toml")
 
 
-def decoding(process: Process, ids: Sequence[int], after: int, sequence: int = 0) -> Turn:
-    """A turn that decodes `ids` after the first `after` tokens of a sequence."""
+def decoding(process: Process, ids: Sequence[int], after: int, sequence: int = 0, parts: int = 1) -> Turn:
+    """Turns that decode `ids` after the first `after` tokens of a sequence, one of so many parts of them each time.
+
+    With parts a round is short: the machine seldom changes in it. Every side must take the same number of turns.
+    """
+    size = len(ids) // parts
+    turns = itertools.cycle(range(0, size * parts, size))
 
     def turn() -> list[float]:
-        seconds: list[float] = process.ask("decode", ids=list(ids), after=after, sequence=sequence)["seconds"]
+        at = next(turns)
+        seconds: list[float] = process.ask(
+            "decode", ids=list(ids[at : at + size]), after=after + at, sequence=sequence
+        )["seconds"]
         return seconds
 
     return turn

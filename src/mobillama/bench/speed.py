@@ -60,10 +60,10 @@ def decode(setting: Setting, preset: str, *, int8: bool = False, copies: bool = 
         turns: dict[str, tuple[Process, Turn]] = {}
         for name, process in sides.items():
             process.ask("prefill", ids=ids[:PROMPT])
-            turns[name] = (process, decoding(process, ids[PROMPT:], PROMPT))
+            turns[name] = (process, decoding(process, ids[PROMPT:], PROMPT, parts=at.PARTS))
         if own:
             turns[at.MEMORY] = (ours, reading_memory(ours, setting.threads))
-        measured = setting.measure(f"decode {preset}", turns)
+        measured = setting.measure(f"decode {preset}", turns, parts=at.PARTS)
         info = ours.about
         copied = sides["copies"].about if own and copies else {}
     speeds = {name: measured.speeds(name) for name in turns}
@@ -158,10 +158,11 @@ def busy(setting: Setting) -> Section:
             spinner.kill()
             spinner.wait()
     model = name_of(HALF)
-    mine = disturbed.speeds("ours")
+    mine, theirs = disturbed.speeds_with_stumbles("ours"), disturbed.speeds_with_stumbles("peer")
+    alone = quiet.speeds_with_stumbles("ours")
     rows = [
-        row(f"busy-{model}", mine, disturbed.speeds("peer"), setting.against, "tokens/s"),
-        row(f"busy-{model}-quiet", mine, quiet.speeds("ours"), "ours, quiet", "tokens/s"),
+        row(f"busy-{model}", mine, theirs, setting.against, "tokens/s"),
+        row(f"busy-{model}-quiet", mine, alone, "ours, quiet", "tokens/s"),
     ]
     return rows, {"quiet": quiet.tree(), "busy": disturbed.tree()}
 
@@ -176,8 +177,8 @@ def avx2(setting: Setting) -> Section:
         turns = {}
         for name, process in (("avx2", forced), ("avx512", best)):
             process.ask("prefill", ids=ids[:PROMPT])
-            turns[name] = (process, decoding(process, ids[PROMPT:], PROMPT))
-        measured = setting.measure("avx2", turns)
+            turns[name] = (process, decoding(process, ids[PROMPT:], PROMPT, parts=at.PARTS))
+        measured = setting.measure("avx2", turns, parts=at.PARTS)
     speeds = measured.speeds("avx2"), measured.speeds("avx512")
     return [row(f"avx2-{name_of(HALF)}", *speeds, "ours, avx512", "tokens/s")], {"rounds": measured.tree()}
 
@@ -198,10 +199,10 @@ def ffn_curve(setting: Setting) -> Section:
         with setting.ours(preset) as ours:
             ours.ask("prefill", ids=ids[:PROMPT])
             turns = {
-                "ours": (ours, decoding(ours, ids[PROMPT:], PROMPT)),
+                "ours": (ours, decoding(ours, ids[PROMPT:], PROMPT, parts=at.PARTS)),
                 at.MEMORY: (ours, reading_memory(ours, setting.threads)),
             }
-            measured = setting.measure(f"FFN of {megabytes} MB", turns)
+            measured = setting.measure(f"FFN of {megabytes} MB", turns, parts=at.PARTS)
         read = ours.about["unique_bytes_per_token"] + kv_bytes(ours.about, "f16") * (PROMPT + at.DECODED / 2)
         floor = [each / read for each in measured.speeds(at.MEMORY)]
         rows.append(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.bench import decode, energy, program
-from mobillama.bench.setting import CONTEXT, DECODED, FOLDER, PROMPT, Setting, decoding, row
+from mobillama.bench.setting import CONTEXT, DECODED, FOLDER, PARTS, PROMPT, Setting, decoding, row
 from mobillama.bench.speed import BASE, EIGHT, HALF, Section, name_of
 
 MODELS = (HALF, EIGHT, BASE)
@@ -40,9 +40,9 @@ def column(setting: Setting, preset: str) -> Section:
         turns = {}
         for name, process in sides.items():
             process.ask("prefill", ids=ids[:PROMPT])
-            turns[name] = (process, decoding(process, ids[PROMPT:], PROMPT))
-        measured = setting.measure(f"table6 {preset}", turns)
-        joules = energy.measure(lambda: sum(len(turns["ours"][1]()) for _ in range(2)))
+            turns[name] = (process, decoding(process, ids[PROMPT:], PROMPT, parts=PARTS))
+        measured = setting.measure(f"table6 {preset}", turns, parts=PARTS)
+        joules = energy.measure(lambda: sum(len(turns["ours"][1]()) for _ in range(2 * PARTS)))
     answer = program.run(setting.file(preset), ids[:PROMPT], setting.threads, new=DECODED, context=CONTEXT)
     speeds = {name: measured.speeds(name) for name in sides}
     about = {
