@@ -12,7 +12,7 @@ COMMANDS = [
     [], ["quickstart"], ["data"], ["data", "build"], ["data", "show"], ["data", "baseline"], ["tokenizer"],
     ["tokenizer", "train"], ["tokenizer", "convert"], ["verify"], ["train"], ["model"], ["model", "info"],
     ["generate"], ["export"], ["quantize"], ["bench"], ["bench", "train"], ["bench", "data"], ["bench", "decode"],
-    ["bench", "prefill"], ["bench", "table6"], ["bench", "peers"],
+    ["bench", "prefill"], ["bench", "table6"], ["bench", "quality"], ["bench", "peers"],
 ]  # fmt: skip
 MOBILLAMA = [sys.executable, "-m", "mobillama.cli"]
 
