@@ -115,29 +115,74 @@ class ModelConfig(Section):
         return -(-block * self.num_hidden_layers // self.num_ffn_blocks)
 
 
-SourceKind = Literal["jsonl", "parquet", "folder", "python-installation"]
+SourceKind = Literal["jsonl", "parquet", "folder", "python-installation", "warc", "latex", "stackexchange"]
 
 
 class SourceConfig(Section):
     """Where documents come from. Every source yields text with an id, a subset name, a url and a licence."""
 
-    kind: SourceKind = Field("jsonl", description="jsonl (plain, .gz, .zst), parquet, folder, python-installation")
-    root: str = Field("", description="folder to read; empty = environment variable MOBILLAMA_CORPORA")
+    kind: SourceKind = Field(
+        "jsonl",
+        description="jsonl (plain, .gz, .zst), parquet, folder, python-installation, warc, latex (arXiv sources), "
+        "stackexchange (Posts.xml of a dump)",
+    )
+    root: str = Field(
+        "", description="folder, or address such as hf://datasets/owner/name; empty = environment MOBILLAMA_CORPORA"
+    )
+    files: tuple[str, ...] = Field(
+        (), description="patterns below root, such as data/*.parquet; empty = all of the kind"
+    )
+    url_list: str = Field(
+        "", description="text file, local or remote, that names one file to read a line, instead of root"
+    )
     subsets: tuple[str, ...] = Field(
         (), description="names of the files (without suffix) or sub-folders to read, in this order; empty = all"
     )
+    text_field: str = Field("text", description="name of the field or column that holds the text")
+    id_field: str = Field(
+        "id", description="name of the field or column that holds the id; empty = name documents by file and record"
+    )
+    license: str = Field("", description="licence of documents that name none")
     max_bytes: int = Field(0, ge=0, description="stop after this many bytes of text a subset; 0 = all")
 
 
+Quality = Literal["light", "code", "gopher_repetition", "gopher_quality", "c4", "fineweb"]
+
+
+class SubsetConfig(Section):
+    """What is special about one subset."""
+
+    source: SourceConfig | None = Field(None, description="where it comes from; none = the recipe's source")
+    target_tokens: int = Field(0, ge=0, description="tokens it should have: what `plan` and the page compare with")
+    languages: tuple[str, ...] = Field(
+        (), description="ISO 639-1 codes of the languages to keep (others: language); empty = all"
+    )
+    quality: tuple[Quality, ...] = Field((), description="quality filters, applied in this order; empty = none")
+
+
 class CleanConfig(Section):
-    """Normalisation and the filters that drop a document, each with a reason."""
+    """Normalisation, masks, and the filters that drop a document, each with a reason."""
 
     min_characters: int = Field(100, ge=1, description="shorter documents are dropped (too_short)")
     max_characters: int = Field(20_000_000, ge=1, description="longer documents are dropped (too_long)")
     max_control_share: float = Field(
         0.01, ge=0, le=1, description="share of control characters above which a document is dropped as binary"
     )
+    mask: bool = Field(False, description="replace e-mail addresses and public IP addresses")
     deduplicate: bool = Field(True, description="drop documents whose normalised text was seen before (duplicate)")
+    near_duplicates: bool = Field(
+        False, description="drop documents that are nearly an earlier one, across subsets, by MinHash (near_duplicate)"
+    )
+    minhash_words: int = Field(5, ge=1, description="words in a shingle (FineWeb: 5)")
+    minhash_buckets: int = Field(14, ge=1, description="buckets; equal in one = nearly duplicate (FineWeb: 14)")
+    minhash_hashes: int = Field(8, ge=1, description="hashes in a bucket (FineWeb: 8)")
+    overlap: Literal["off", "mark", "drop"] = Field(
+        "off", description="documents that share 13 words in a row with a benchmark: mark or drop (benchmark_overlap)"
+    )
+    benchmarks: str = Field(
+        "", description="folder of the benchmarks; empty = environment variable MOBILLAMA_BENCHMARKS"
+    )
+    keep_rejected: bool = Field(False, description="keep dropped documents beside the corpus, with their reasons")
 
 
 class TokenizerConfig(Section):
@@ -151,6 +196,10 @@ class TokenizerConfig(Section):
 class PackConfig(Section):
     """Rows, chunks and the held-out split."""
 
+    method: Literal["concatenate", "best_fit"] = Field(
+        "concatenate",
+        description="concatenate documents and cut (Amber), or fit whole documents into rows and pad what is left",
+    )
     seq_len: int = Field(2048, ge=1, description="positions trained per row; a row stores seq_len + 1 ids")
     chunks: int = Field(360, ge=1, description="training chunks (Amber: 360)")
     validation_share: float = Field(
@@ -164,6 +213,7 @@ class DataRecipe(Section):
     name: str = "custom"
     seed: int = Field(11111, ge=0, description="seed of the mixing of rows into chunks (Amber: 11111)")
     source: SourceConfig = SourceConfig()
+    subset: dict[str, SubsetConfig] = Field({}, description="what is special about a subset, by name")
     clean: CleanConfig = CleanConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     pack: PackConfig = PackConfig()
@@ -196,6 +246,9 @@ class TrainConfig(Section):
         description="compute type (weights and optimizer stay float32); auto = bfloat16 where it is fast",
     )
     compile: bool = Field(True, description="compile each block with torch.compile")
+    document_mask: bool = Field(
+        False, description="attention stays inside a document, and its first token is not trained on; off as in Amber"
+    )
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
     loss_chunk_tokens: int = Field(2048, ge=0, description="positions whose logits exist at once; 0 = all")
     deterministic: bool = Field(True, description="same machine kind, world size and threads give the same bits")
