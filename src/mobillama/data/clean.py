@@ -1,11 +1,12 @@
-"""Normalising text and dropping documents, each with a reason.
+"""Normalising text and dropping what is no text, each document with a reason.
 
-Light on purpose: no step here judges content, so that code, mathematics and verse all pass. Reasons: empty, too_short,
-too_long, binary (and invalid_utf8 from reading, duplicate from dedup).
+Light on purpose: no step here judges content, so that code, mathematics and verse all pass (quality.py does, where a
+subset asks for it). Reasons: empty, too_short, too_long, binary (and invalid_utf8 from reading).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,21 +14,25 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from mobillama.config import CleanConfig
+from mobillama.data.edits import Change, edit
 
 # Control characters that text has no use for: all of C0 but tab, newline, vertical tab and form feed, and DEL.
 CONTROLS = bytes([*range(9), *range(14, 32), 127])
 BYTE_ORDER_MARK, NUL = "\ufeff", "\0"
+OTHER = re.compile("\r\n?|\0")  # line ends other than \n, and NUL
 
 
-def normalise(text: str) -> str:
-    r"""Text with \n line ends, without byte order mark or NUL; nothing else changes.
+def normalising(text: str) -> list[Change]:
+    r"""What normalising changes: line ends become \n, a byte order mark at the beginning and NULs go. Nothing else.
 
-    >>> normalise("\ufeffa\r\nb\rc\0")
-    'a\nb\nc'
+    >>> normalising("\ufeffa\r\nb\rc\0")
+    [(0, 1, ''), (2, 4, '\n'), (5, 6, '\n'), (7, 8, '')]
     """
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text.removeprefix(BYTE_ORDER_MARK).replace(NUL, "")
+    changes: list[Change] = [(0, 1, "")] if text.startswith(BYTE_ORDER_MARK) else []
+    if "\r" in text or NUL in text:
+        found = OTHER.finditer(text)
+        changes += [(match.start(), match.end(), "" if match[0] == NUL else "\n") for match in found]
+    return changes
 
 
 def reason_to_drop(text: str, raw: bytes, clean: CleanConfig) -> str | None:
@@ -45,14 +50,20 @@ def reason_to_drop(text: str, raw: bytes, clean: CleanConfig) -> str | None:
 
 
 class Normalise(PipelineStep):  # type: ignore[misc]
-    """Normalises every document."""
+    """Normalises every document that is not dropped yet and not too long."""
 
     name, type = "normalise", "format"
 
+    def __init__(self, clean: CleanConfig) -> None:
+        super().__init__()
+        self.most = clean.max_characters
+
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """The same documents, their text normalised."""
+        """The same documents, their text normalised and the edits noted."""
         for document in data:
-            document.text = normalise(document.text)
+            # A text that is far too long is dropped as it is: nothing of it has to be copied.
+            if "dropped" not in document.metadata and len(document.text) <= 2 * self.most:
+                edit(document, normalising(document.text))
             yield document
 
 

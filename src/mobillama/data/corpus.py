@@ -1,18 +1,17 @@
 """The corpus artefact: cleaned, deduplicated documents in Parquet and the funnel that led to them.
 
-A folder of kind "corpus" holds documents/part_00000.parquet ... (columns: parts.COLUMNS) and manifest.json, whose
-counts have the funnel per subset. Stages: clean (read, normalise, filter, write), dedup, corpus.
-Format: docs/formats.md.
+A folder of kind "corpus" holds documents/part_00000.parquet ... (columns: parts.COLUMNS), rejected/ beside it if the
+recipe asks for it, and manifest.json, whose counts have the funnel per subset. Stages: clean (read, normalise, filter,
+language, quality, mask, overlap, signatures, write), dedup, near, ids, corpus. Format: docs/formats.md.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -20,60 +19,173 @@ from datatrove.pipeline.base import PipelineStep
 
 from mobillama import manifest
 from mobillama.config import DataRecipe
+from mobillama.data.benchmarks import benchmarks_folder, describe_benchmarks
 from mobillama.data.clean import Filter, Normalise
+from mobillama.data.clocks import read_seconds
 from mobillama.data.dedup import FindDuplicates, buckets, merge_duplicates
-from mobillama.data.executor import OnProgress, run_stage
+from mobillama.data.executor import Executor, OnProgress, run_stage
+from mobillama.data.funnel import Repeats, make_funnel
 from mobillama.data.ingest import Read
-from mobillama.data.parts import WriteParts, replacing, write_table
-from mobillama.data.sources import Task, describe, list_tasks, state
+from mobillama.data.language import Language
+from mobillama.data.mask import Mask
+from mobillama.data.merge import Merge
+from mobillama.data.minhash import MatchBuckets, Signatures, cluster, shares, signature_files
+from mobillama.data.overlap import Overlap, write_index
+from mobillama.data.parts import WriteParts, replacing
+from mobillama.data.quality import Quality
+from mobillama.data.sources import Task, describe, list_tasks, recipe_tasks, state
 from mobillama.errors import InputError
+
+if TYPE_CHECKING:
+    from mobillama.tokenizer.tokenizer import Tokenizer
 
 
 def build_corpus(
-    recipe: DataRecipe, out: Path, *, workers: int, on_progress: OnProgress | None = None
+    recipe: DataRecipe,
+    out: Path,
+    *,
+    workers: int | Executor,
+    tokenizer: Tokenizer | None = None,
+    on_progress: OnProgress | None = None,
 ) -> manifest.Manifest:
-    """Build the corpus of a recipe at `out`, or take the one there if it was built from the same recipe."""
-    settings = {"source": recipe.source.tree(), "clean": recipe.clean.tree()}
+    """Build the corpus of a recipe at `out`, or take the one there if it was built from the same recipe.
+
+    With a tokenizer the funnel counts tokens too. Errors: InputError for a subset that the source does not have, input
+    that cannot be used, or if nothing is left; DamagedFileError for files cut short.
+    """
+    settings = {
+        "source": recipe.source.tree(),
+        "subset": {name: subset.tree() for name, subset in recipe.subset.items()},
+        "clean": recipe.clean.tree(),
+        "counted_with": tokenizer.digest if tokenizer else None,
+    }
     if out.exists():
         found = manifest.read(out, "corpus")
         if found.recipe != settings:
-            raise InputError(f"{out} was built from another source or clean recipe; remove it or choose another --out")
+            raise InputError(
+                f"{out} was built from another source or clean recipe, or its tokens were counted with another "
+                "tokenizer; remove it or choose another --out"
+            )
         drop_work(out)
         return found
-    tasks = list_tasks(recipe.source)
+    tasks = recipe_tasks(recipe)
+    _check_subsets(recipe, tasks)
+    marks = recipe.clean.overlap != "off"
+    benchmarks = describe_benchmarks(benchmarks_folder(recipe.clean)) if marks else []
     with manifest.building(out) as partial:
-        work = work_folder(out, {"recipe": settings, "inputs": state(tasks)})
-        seconds = {"clean": _clean(recipe, tasks, work, workers, on_progress)}
-        told = [json.loads((work / "parts" / f"{task:05d}.json").read_text()) for task in range(len(tasks))]
-        kept = sum(task["kept"][0] for task in told)
-        if recipe.clean.deduplicate:
-            hashes = [work / "parts" / f"{task:05d}.hashes" for task in range(len(tasks))]
-            step = FindDuplicates(hashes, work / "duplicates")
-            seconds["dedup"] = run_stage("dedup", [step], buckets(kept), work, workers, on_progress)
-        merge_duplicates(work / "duplicates", work / "duplicates.npy")
-        duplicates = np.load(work / "duplicates.npy", mmap_mode="r")
-        funnel = _funnel(tasks, told, work / "parts", duplicates)
-        if kept == len(duplicates):
+        work = work_folder(out, {"recipe": settings, "inputs": state(tasks), "benchmarks": benchmarks})
+        build = _Build(recipe, tasks, work, workers, tokenizer, on_progress)
+        build.clean()
+        repeats = build.find_repeats()
+        numbers = {reason: np.load(path, mmap_mode="r") for reason, path in repeats.items()}
+        funnel = make_funnel(tasks, build.told, work / "parts", numbers, tokens=tokenizer is not None)
+        documents = sum(subset["documents_out"] for subset in funnel.values())
+        if not documents:
             raise InputError(f"no document is left of what was read: {json.dumps(funnel)}; check source and clean")
-        merge = Merge(work / "parts", partial / "documents", told, work / "duplicates.npy")
-        seconds["corpus"] = run_stage("corpus", [merge], len(merge.parts), work, workers, on_progress)
+        merge = Merge(work / "parts", partial, build.told, repeats, keep_rejected=recipe.clean.keep_rejected)
+        build.stage("corpus", [merge], merge.tasks)
         clear_strays(partial)
         counts = {
-            "documents": kept - len(duplicates),
+            "documents": documents,
             "bytes": sum(subset["bytes_out"] for subset in funnel.values()),
+            **({"tokens": sum(subset["tokens_out"] for subset in funnel.values())} if tokenizer else {}),
+            "repeated_ids": build.count_repeated_ids(numbers.values()),
             "funnel": funnel,
         }
         sealed = manifest.seal(
             partial,
             out,
             "corpus",
-            made_from=describe(tasks),
+            made_from=[*describe(tasks, work / "digests"), *benchmarks],
             recipe=settings,
             counts=counts,
-            circumstance={"seconds": seconds},
+            circumstance={"seconds": build.seconds, "step_seconds": read_seconds(work)},
         )
     drop_work(out)
     return sealed
+
+
+class _Build:
+    """The stages of one corpus; `told` is what cleaning left of each task."""
+
+    def __init__(
+        self,
+        recipe: DataRecipe,
+        tasks: Sequence[Task],
+        work: Path,
+        workers: int | Executor,
+        tokenizer: Tokenizer | None,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.recipe, self.tasks, self.work, self.parts = recipe, list(tasks), work, work / "parts"
+        self.workers, self.tokenizer, self.on_progress = workers, tokenizer, on_progress
+        self.seconds: dict[str, float] = {}
+        self.told: list[dict[str, Any]] = []
+
+    def stage(self, name: str, steps: Sequence[PipelineStep], tasks: int) -> None:
+        """Run one stage to its end."""
+        self.seconds[name] = run_stage(name, list(steps), tasks, self.work, self.workers, self.on_progress)
+
+    def clean(self) -> None:
+        """Read and clean every document."""
+        clean, subsets = self.recipe.clean, self.recipe.subset
+        steps = [Read(self.tasks, self.work / "digests"), Normalise(clean), Filter(clean)]
+        steps += [Language(subsets), Quality(subsets), *([Mask()] if clean.mask else [])]
+        if clean.overlap != "off":
+            write_index(benchmarks_folder(clean), self.work / "benchmarks.index")
+            steps.append(Overlap(clean, self.work / "benchmarks.index"))
+        if clean.near_duplicates:
+            steps.append(Signatures(clean, self.work / "signatures"))
+        steps.append(WriteParts(self.parts, self.tokenizer, keep_rejected=clean.keep_rejected))
+        self.stage("clean", steps, len(self.tasks))
+        self.told = [json.loads((self.parts / f"{task:05d}.json").read_text()) for task in range(len(self.tasks))]
+
+    def find_repeats(self) -> dict[str, Path]:
+        """Documents that repeat an earlier one, by reason: .npy of (document, the one it repeats), sorted."""
+        clean = self.recipe.clean
+        exact = self.work / "duplicates.npy"
+        if clean.deduplicate:
+            step = FindDuplicates(self._files("hashes"), self.work / "duplicates")
+            self.stage("dedup", [step], buckets(self._kept()))
+        merge_duplicates(self.work / "duplicates", exact)
+        if not clean.near_duplicates:
+            return {"duplicate": exact}
+        gone = self.work / "duplicates.numbers.npy"
+        with replacing(gone) as beside, beside.open("wb") as file:
+            np.save(file, np.load(exact)[:, 0])
+        files = signature_files(self.work / "signatures", [task["kept"][0] for task in self.told])
+        match = MatchBuckets(clean, files, gone, self.work / "near-duplicates")
+        self.stage("near", [match], clean.minhash_buckets * shares(self._kept()))
+        cluster(self.work / "near-duplicates", self.work / "near-duplicates.npy")
+        return {"duplicate": exact, "near_duplicate": self.work / "near-duplicates.npy"}
+
+    def count_repeated_ids(self, repeats: Iterable[Repeats]) -> int:
+        """How many documents of the corpus have the id of an earlier one."""
+        self.stage("ids", [FindDuplicates(self._files("ids"), self.work / "ids-again")], buckets(self._kept()))
+        merge_duplicates(self.work / "ids-again", self.work / "ids-again.npy")
+        again: Repeats = np.load(self.work / "ids-again.npy")
+        gone = np.concatenate([np.empty(0, np.int64), *(pairs[:, 0] for pairs in repeats)])
+        return int((~np.isin(again, gone).any(axis=1)).sum())
+
+    def _files(self, suffix: str) -> list[Path]:
+        return [self.parts / f"{task:05d}.{suffix}" for task in range(len(self.tasks))]
+
+    def _kept(self) -> int:
+        return sum(task["kept"][0] for task in self.told)
+
+
+def _check_subsets(recipe: DataRecipe, tasks: Sequence[Task]) -> None:
+    """Error: InputError if the recipe says something of a subset that the source does not have."""
+    unread = recipe.subset.keys() - {task.subset for task in tasks}
+    if not unread:
+        return
+    # One that is there and was not chosen is no mistake.
+    there = {task.subset for task in list_tasks(recipe.source.model_copy(update={"subsets": ()}))}
+    if unknown := sorted(unread - there):
+        raise InputError(
+            f"the recipe has a section for subset {', '.join(map(repr, unknown))}, which the source does not have; it "
+            f"has {', '.join(sorted(there))}: correct the name or remove the section"
+        )
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -86,11 +198,6 @@ def read_texts(path: Path) -> Iterator[str]:
     for part in sorted((path / "documents").glob("*.parquet")):
         for batch in parquet.ParquetFile(part).iter_batches(64, columns=["text"]):
             yield from (text.as_py() for text in batch.column(0))
-
-
-def part_name(number: int) -> str:
-    """File name of part `number` of a documents table."""
-    return f"part_{number:05d}.parquet"
 
 
 def work_folder(out: Path, plan: dict[str, Any]) -> Path:
@@ -119,74 +226,3 @@ def clear_strays(folder: Path) -> None:
     """Remove temporary files that a killed process left behind."""
     for path in [*folder.rglob(".*.tmp")]:
         path.unlink()
-
-
-def _clean(recipe: DataRecipe, tasks: list[Task], work: Path, workers: int, on_progress: OnProgress | None) -> float:
-    steps = [Read(tasks), Normalise(), Filter(recipe.clean), WriteParts(work / "parts")]
-    return run_stage("clean", steps, len(tasks), work, workers, on_progress)
-
-
-def _funnel(tasks: list[Task], told: list[dict[str, Any]], parts: Path, duplicates: Any) -> dict[str, Any]:
-    """Documents and bytes in, dropped by reason, and out, per subset in order."""
-    funnel: dict[str, Any] = {}
-    start = 0
-    for number, (task, counts) in enumerate(zip(tasks, told, strict=True)):
-        sizes = np.fromfile(parts / f"{number:05d}.sizes", np.uint32)
-        again = duplicates[np.searchsorted(duplicates, start) : np.searchsorted(duplicates, start + len(sizes))] - start
-        pair = [len(again), int(sizes[again].sum(dtype=np.int64))]
-        start += len(sizes)
-        subset = funnel.setdefault(
-            task.subset, {"documents_in": 0, "bytes_in": 0, "dropped": {}, "documents_out": 0, "bytes_out": 0}
-        )
-        subset["documents_in"] += counts["read"][0]
-        subset["bytes_in"] += counts["read"][1]
-        subset["documents_out"] += counts["kept"][0] - pair[0]
-        subset["bytes_out"] += counts["kept"][1] - pair[1]
-        for reason, (documents, size) in {**counts["dropped"], **({"duplicate": pair} if pair[0] else {})}.items():
-            dropped = subset["dropped"].setdefault(reason, {"documents": 0, "bytes": 0})
-            dropped["documents"] += documents
-            dropped["bytes"] += size
-    return funnel
-
-
-class Merge(PipelineStep):  # type: ignore[misc]
-    """Takes each cleaned part over into the corpus, without its duplicates."""
-
-    name, type = "corpus", "writer"
-    counter: Any
-
-    def __init__(self, parts: Path, folder: Path, told: list[dict[str, Any]], duplicates: Path) -> None:
-        super().__init__()
-        self.folder, self.duplicates = folder, duplicates
-        self.parts: list[tuple[Path, int, int]] = []  # part file, number of its first document, documents
-        start = 0
-        for task, counts in enumerate(told):
-            for part, documents in enumerate(counts["parts"]):
-                self.parts.append((parts / f"{task:05d}-{part:05d}.parquet", start, documents))
-                start += documents
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Write part `rank` of the corpus; yields nothing."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path, start, documents = self.parts[rank]
-        duplicates = np.load(self.duplicates, mmap_mode="r")
-        low, high = np.searchsorted(duplicates, [start, start + documents])
-        out = self.folder / part_name(rank)
-        with self.counter.of(rank) as done:
-            if low == high:
-                with replacing(out) as beside:
-                    _link(path, beside)
-            else:
-                table = parquet.read_table(path)
-                keep = np.delete(np.arange(documents), duplicates[low:high] - start)
-                write_table(out, table.take(keep))
-            done += (documents, 0)
-        yield from ()
-
-
-def _link(path: Path, to: Path) -> None:
-    """The same file under a second name, or a copy where the file system has no links."""
-    try:
-        os.link(path, to)
-    except OSError:
-        shutil.copyfile(path, to)

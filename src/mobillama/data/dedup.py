@@ -18,7 +18,7 @@ BUCKET_DOCUMENTS = 1 << 20
 
 
 class FindDuplicates(PipelineStep):  # type: ignore[misc]
-    """Writes `<bucket>.npy`: the numbers of the kept documents whose text an earlier one has."""
+    """Writes `<bucket>.npy`, (n, 2) int64: kept documents whose text an earlier one has, and the first that has it."""
 
     name, type = "exact duplicates", "dedup"
 
@@ -38,13 +38,16 @@ class FindDuplicates(PipelineStep):  # type: ignore[misc]
                 numbers.append(start + here)
                 hashes.append(found[here])
             start += len(found)
-        duplicates = np.empty(0, np.int64)
+        pairs = np.empty((0, 2), np.int64)
         if numbers:
             number, text = np.concatenate(numbers), np.concatenate(hashes)
-            _, firsts = np.unique(text, return_index=True)  # the first of each, since the sort behind it is stable
-            duplicates = np.sort(np.delete(number, firsts))
+            # The first of each, since the sort behind it is stable.
+            _, firsts, which = np.unique(text, return_index=True, return_inverse=True)
+            first = number[firsts[which]]
+            again = np.flatnonzero(number != first)
+            pairs = np.column_stack([number[again], first[again]])
         with replacing(self.folder / f"{rank:05d}.npy") as beside, beside.open("wb") as file:
-            np.save(file, duplicates)
+            np.save(file, pairs)
         yield from ()
 
 
@@ -54,7 +57,8 @@ def buckets(documents: int) -> int:
 
 
 def merge_duplicates(folder: Path, out: Path) -> None:
-    """Write the numbers of all buckets' duplicates, sorted, to one file: (n,) int64."""
-    merged = np.sort(np.concatenate([np.empty(0, np.int64), *(np.load(path) for path in sorted(folder.glob("*.npy")))]))
+    """Write the pairs of all buckets to one file, sorted by the document that goes: (n, 2) int64."""
+    found = [np.empty((0, 2), np.int64), *(np.load(path) for path in sorted(folder.glob("*.npy")))]
+    merged = np.concatenate(found)
     with replacing(out) as beside, beside.open("wb") as file:
-        np.save(file, merged)
+        np.save(file, merged[np.argsort(merged[:, 0])])

@@ -19,7 +19,7 @@ import pyarrow.parquet as parquet
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
-from mobillama.data.corpus import part_name
+from mobillama.data.merge import part_name
 from mobillama.data.parts import replacing, write_table
 from mobillama.errors import InputError
 from mobillama.tokenizer import tokenizer as tokenizers
