@@ -119,6 +119,8 @@ def test_this_python_installation_is_text():
         (b'{"txt": "hello"}', "record 2: found fields txt; expected a field 'text'"),
         (b'{"text": null}', "record 2: found 'text' of type NoneType"),
         (b'{"text": 7}', "record 2: found 'text' of type int"),
+        (b"\0\0\0\0", "line 2: not a JSON object"),
+        (b"[" * 100_000, "line 2: not a JSON object"),
     ],
 )
 def test_a_bad_line_is_named_with_its_file(tmp_path: Path, build: Callable[..., Path], line: bytes, message: str):
@@ -185,3 +187,38 @@ def test_a_source_that_is_not_given_says_how_to_give_it(monkeypatch: pytest.Monk
         list_tasks(SourceConfig())
     with pytest.raises(InputError, match="does not exist"):
         list_tasks(SourceConfig(root=str(tmp_path / "gone")))
+
+
+def test_a_list_names_the_files_to_read_in_its_order(tmp_path: Path):
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / "files" / f"{name}.json", [{"text": name}])
+    (tmp_path / "list.txt").write_text(f"# a list\nfiles/b.json\n\n{tmp_path}/files/a.json\n")
+    listed = str(tmp_path / "list.txt")
+    assert [(text, source) for text, source, *_ in documents(url_list=listed)] == [
+        ("b", "files"),
+        ("a", tmp_path.parts[1]),
+    ]
+    assert [text for text, *_ in documents(url_list=listed, root=str(tmp_path))] == ["b", "a"]
+    with pytest.raises(InputError, match=r"gone\.json .* is no file; correct the list"):
+        (tmp_path / "list.txt").write_text("gone.json\n")
+        documents(url_list=listed)
+    with pytest.raises(InputError, match="exclude each other"):
+        documents(url_list=listed, files=("*.jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("data/*.jsonl", ["data/a.jsonl"]),
+        ("**/*.jsonl", ["data/a.jsonl", "data/deep/down/b.jsonl"]),
+        ("data/**/b.jsonl", ["data/deep/down/b.jsonl"]),
+        ("data/**", ["data/a.jsonl", "data/c.json", "data/deep/down/b.jsonl"]),
+        ("*/c.json", ["data/c.json"]),
+    ],
+)
+def test_patterns_choose_files_below_the_root(tmp_path: Path, pattern: str, names: list[str]):
+    for name in ("data/a.jsonl", "data/c.json", "data/deep/down/b.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": name}])
+    assert [text for text, *_ in documents(root=str(tmp_path), files=(pattern,))] == names
+    with pytest.raises(InputError, match=r"no file below .* matches nothing/\*"):
+        documents(root=str(tmp_path), files=("nothing/*",))

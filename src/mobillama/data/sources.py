@@ -1,112 +1,268 @@
 """Which files a data recipe reads, in which order, and how they are shared out to tasks.
 
-Tasks are fixed by the input alone: one per file of JSON lines or Parquet, and runs of about `TASK_BYTES` of the files
-of a folder. Their order is the order of documents everywhere after.
+Tasks are fixed by the input alone: one per file of records, and runs of about `TASK_BYTES` of small files. Their order
+is the order of documents everywhere after. A subset comes from its own source where the recipe gives it one
+(`subset.NAME.source`), else from the recipe's; files lie on this machine or behind an address.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
+import hashlib
 import importlib.metadata
-import os
+import json
 import platform
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
 
 from mobillama import manifest
-from mobillama.config import SourceConfig, external_folder
+from mobillama.config import DataRecipe, SourceConfig, external_folder
+from mobillama.data import remote
+from mobillama.data.installation import python_files
+from mobillama.data.remote import RemoteFile, is_remote, local_path
 from mobillama.errors import InputError
 
 TASK_BYTES = 16 << 20
 MOST_SUBSETS = 256  # a row of the shards names its source in one byte
-JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-PARQUET = (".parquet",)
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "parquet": (".parquet",),
+    "warc": (".warc", ".warc.gz", ".wet", ".wet.gz"),
+    "latex": (".tar", ".tar.gz", ".tgz", ".gz", ".tex"),
+    "stackexchange": ("Posts.xml", "Posts.xml.gz", "Posts.xml.zst"),
+}
+# The text of a web page depends on the version of what extracts it.
+EXTRACTOR = {"warc": f" {importlib.metadata.version('trafilatura')}"} if find_spec("trafilatura") else {}
+# Kinds whose documents are named by their sub-folders alone and read many files a task.
+SMALL_FILES = ("file", "latex")
+# What a source of a kind takes no notice of, so that giving it is an error.
+UNUSED: dict[str, tuple[str, ...]] = {
+    "python-installation": ("root", "files", "url_list", "text_field", "id_field", "license"),
+    "folder": ("url_list", "text_field", "id_field"),
+    "warc": ("text_field", "id_field"),
+    "latex": ("text_field", "id_field"),
+    "stackexchange": ("text_field", "id_field", "license"),
+}
+
+File = Path | RemoteFile
 
 
 @dataclass(frozen=True)
 class Task:
     """Files that one task reads in order: all of one subset. `names` are the paths as a document's locator has them.
 
-    `how` is jsonl, parquet, file (one document a file), reference or packages; `url` and `license` are the defaults of
-    documents that bring none, and `url` is followed by the name where it ends in a slash.
+    `how` is jsonl, parquet, warc, latex, stackexchange, file (one document a file), reference or packages; `url` and
+    `license` are the defaults of documents that bring none, and `url` is followed by the name where it ends in a slash.
+    `stamps` are size and time of change (or tag) of the files when they were listed.
     """
 
     subset: str
     how: str
-    paths: tuple[Path, ...]
+    paths: tuple[File, ...]
     names: tuple[str, ...]
     url: str = ""
     license: str = ""
     max_bytes: int = 0
+    text_field: str = "text"
+    id_field: str = "id"
+    stamps: tuple[str, ...] = ()
+
+
+def recipe_tasks(recipe: DataRecipe) -> list[Task]:
+    """The tasks of a recipe, in order: the subsets of `source.subsets`, else all of the recipe's source; then those
+    with sources of their own that were not named, by name.
+
+    A recipe whose subsets have sources and whose [source] is left out reads those alone. Errors: InputError for a
+    source without files, a subset that is not there or more subsets than shards can name.
+    """
+    own = {name: subset.source for name, subset in recipe.subset.items() if subset.source is not None}
+    named = recipe.source.subsets
+    tasks: list[Task] = []
+    if not named and (not own or recipe.source != SourceConfig()):
+        tasks += [task for task in list_tasks(recipe.source) if task.subset not in own]
+    shared = tuple(name for name in named if name not in own)
+    common = list_tasks(recipe.source.model_copy(update={"subsets": shared})) if shared else []
+    for name in [*named, *sorted(own.keys() - set(named))]:
+        tasks += subset_tasks(name, own[name]) if name in own else [task for task in common if task.subset == name]
+    return _checked(tasks)
 
 
 def list_tasks(source: SourceConfig) -> list[Task]:
     """The tasks of a source, in order. Errors: InputError for a folder without files or a subset that is not there."""
-    if source.kind == "python-installation":
-        tasks = _installation(source)
-    else:
-        root = external_folder("source.root", source.root, "MOBILLAMA_CORPORA")
-        tasks = _folder(source, root) if source.kind == "folder" else _record_files(source, root)
+    tasks = _checked(_list(source))
+    return _whole_subsets(tasks, source.max_bytes) if source.max_bytes else tasks
+
+
+def subset_tasks(name: str, source: SourceConfig) -> list[Task]:
+    """The tasks of a source that is all of subset `name`, whatever its files are called."""
+    try:
+        tasks = [dataclasses.replace(task, subset=name) for task in _list(source, "" if source.subsets else name)]
+    except InputError as error:
+        raise InputError(f"subset {name}: {error}") from None
     if not tasks:
-        raise InputError(f"source of kind {source.kind!r} has no files to read; check source.root and source.subsets")
+        raise InputError(f"subset {name} has no files to read; check subset.{name}.source")
+    return _whole_subsets(tasks, source.max_bytes) if source.max_bytes else tasks
+
+
+def describe(tasks: Sequence[Task], digests: Path | None = None) -> list[dict[str, str]]:
+    """The inputs as entries of a manifest's `made_from`: files of records by their sha256.
+
+    Files of this machine are hashed now; those behind addresses were hashed while they were read, into folder `digests`
+    (`<task>.json`). One that `max_bytes` left unread is named by its size and tag. Error: InputError if a file is not
+    what it was when it was listed.
+    """
+    entries = []
+    for number, task in enumerate(tasks):
+        told = digests / f"{number:05d}.json" if digests else None
+        known: dict[str, str] = json.loads(told.read_text()) if told and told.is_file() else {}
+        for path, name, stamp in zip(task.paths, task.names, task.stamps, strict=True):
+            if isinstance(path, RemoteFile):
+                kind = "source file" if name in known else "unread source file"
+                digest = known.get(name) or hashlib.sha256(manifest.canonical([str(path), stamp])).hexdigest()
+                entries.append({"kind": kind, "name": name, "digest": digest})
+                continue
+            if (now := _stamp(path)) != stamp:
+                raise InputError(
+                    f"{path} changed while it was read (size:time {stamp}, now {now}); run the same command again: it "
+                    "begins anew"
+                )
+            if task.how in SUFFIXES:
+                entries.append({"kind": "source file", "name": name, "digest": manifest.sha256_file(path)})
+    return entries
+
+
+def state(tasks: Iterable[Task]) -> list[list[object]]:
+    """Name, size and time of change of every input: what must not change between a broken build and the next."""
+    return [
+        [task.subset, task.how + EXTRACTOR.get(task.how, ""), name, stamp]
+        for task in tasks
+        for name, stamp in zip(task.names, task.stamps, strict=True)
+    ]
+
+
+def _list(source: SourceConfig, only: str = "") -> list[Task]:
+    """The tasks of a source before `max_bytes`; all of subset `only`, where that is given."""
+    for field in UNUSED.get(source.kind, ()):
+        if getattr(source, field) != SourceConfig.model_fields[field].default:
+            raise InputError(f"source.{field} means nothing to a source of kind {source.kind!r}; leave it out")
+    if source.kind == "python-installation":
+        return _installation(source)
+    files, root = _listed(source)
+    return (_folder if source.kind == "folder" else _record_files)(source, files, root, only)
+
+
+def _checked(tasks: list[Task]) -> list[Task]:
+    if not tasks:
+        raise InputError("the source has no files to read; check source.kind, source.root and source.subsets")
     if len(subsets := {task.subset for task in tasks}) > MOST_SUBSETS:
         raise InputError(
             f"the source has {len(subsets)} subsets; shards can name {MOST_SUBSETS}: choose some with source.subsets "
             "or put the files of several into one folder"
         )
-    return _whole_subsets(tasks, source.max_bytes) if source.max_bytes else tasks
+    return tasks
 
 
-def describe(tasks: Iterable[Task]) -> list[dict[str, str]]:
-    """The inputs as entries of a manifest's `made_from`: files of records by their sha256."""
+def _listed(source: SourceConfig) -> tuple[list[tuple[File, str]], str]:
+    """Every file of a source with its name, in the order of the names (of the list, for a list); and its root."""
+    if source.url_list:
+        return _url_list(source), source.url_list
+    files: list[tuple[File, str]] = []
+    if is_remote(source.root):
+        root = source.root
+        files = [(file, name) for file, name in remote.list_files(root)]
+    else:
+        folder = external_folder("source.root", local_path(source.root), "MOBILLAMA_CORPORA").absolute()
+        root = str(folder)
+        if folder.is_file():
+            files = [(folder, folder.name)]
+        else:
+            files = [(path, path.relative_to(folder).as_posix()) for path in _files_below(folder)]
+    if source.files:
+        matched = [pair for pair in files if any(_matches(pair[1], pattern) for pattern in source.files)]
+        if not matched:
+            raise InputError(f"no file below {root} matches {', '.join(source.files)}; correct source.files")
+        return matched, root
+    return files, root
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files in the order of their paths; links to folders are followed where they stand at the top."""
+    for path in sorted(folder.iterdir()):
+        yield from (inner for inner in (sorted(path.rglob("*")) if path.is_dir() else [path]) if inner.is_file())
+
+
+def _url_list(source: SourceConfig) -> list[tuple[File, str]]:
+    """The files of a list. Lines that are no addresses are relative to source.root, or to the list's own folder."""
+    where = source.url_list
+    if source.files:
+        raise InputError("source.files and source.url_list exclude each other; leave one out")
+    if is_remote(where):
+        text = remote.read_text(where)
+    else:
+        path = Path(local_path(where)).expanduser()
+        if not path.is_file():
+            raise InputError(f"{path} (source.url_list) is no file; give a list with one address a line")
+        text, where = path.read_text(encoding="utf-8"), str(path.absolute())
+    base = (source.root or where.rpartition("/")[0]).rstrip("/")
+    lines = [line for line in (line.strip() for line in text.splitlines()) if line and not line.startswith("#")]
+    full = [line if "://" in line or line.startswith("/") else f"{base}/{line}" for line in lines]
+    asked = iter(remote.look_up([address for address in full if is_remote(address)]))
+    files: list[tuple[File, str]] = []
+    for line, address in zip(lines, full, strict=True):
+        file = next(asked) if is_remote(address) else Path(local_path(address)).expanduser().absolute()
+        if isinstance(file, Path) and not file.is_file():
+            raise InputError(f"{file} ({source.url_list}) is no file; correct the list")
+        files.append((file, line.removeprefix("file://").lstrip("/")))
+    return files
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a path fits a pattern: part by part, `**` for any number of parts."""
+    parts, wanted = name.split("/"), pattern.strip("/").split("/")
+    if "**" in wanted:
+        place = wanted.index("**")
+        before, after = wanted[:place], wanted[place + 1 :]
+        if len(parts) < len(before) + len(after) or not all(map(fnmatch.fnmatchcase, parts, before)):
+            return False
+        rest = parts[len(before) :]
+        return any(_matches("/".join(rest[cut:]), "/".join(after)) for cut in range(len(rest))) if after else True
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def _record_files(source: SourceConfig, files: list[tuple[File, str]], root: str, only: str) -> list[Task]:
+    """Files `<subset>.jsonl` (or what the kind has for it), or all such files under a folder `<subset>/`."""
+    suffixes = SUFFIXES[source.kind]
+    found: dict[str, list[tuple[File, str]]] = {}
+    for file, name in files:
+        if source.files or source.url_list or name.endswith(suffixes):
+            found.setdefault(only or _subset_of(name, suffixes), []).append((file, name))
+    make = partial(
+        Task, how=source.kind, license=source.license, text_field=source.text_field, id_field=source.id_field
+    )
     return [
-        {"kind": "source file", "name": name, "digest": manifest.sha256_file(path)}
-        for task in tasks
-        if task.how in ("jsonl", "parquet")
-        for path, name in zip(task.paths, task.names, strict=True)
-    ]
-
-
-def state(tasks: Iterable[Task]) -> list[list[object]]:
-    """Name, size and time of change of every input: what must not change between a broken build and the next."""
-    found: list[list[object]] = []
-    for task in tasks:
-        for path, name in zip(task.paths, task.names, strict=True):
-            status = path.stat()
-            found.append([task.subset, task.how, name, status.st_size, status.st_mtime_ns])
-    return found
-
-
-def _record_files(source: SourceConfig, root: Path) -> list[Task]:
-    """Files `<subset>.jsonl` (.gz, .zst) or `<subset>.parquet`, or all such files under a folder `<subset>/`."""
-    suffixes = JSONL if source.kind == "jsonl" else PARQUET
-    if root.is_file():
-        return [Task(_stem(root, suffixes), source.kind, (root,), (root.name,))]
-    found: dict[str, list[Path]] = {}
-    for path in sorted(root.iterdir()):
-        if path.is_dir():
-            if inner := sorted(file for file in path.rglob("*") if file.name.endswith(suffixes)):
-                found.setdefault(path.name, []).extend(inner)
-        elif path.name.endswith(suffixes):
-            found.setdefault(_stem(path, suffixes), []).append(path)
-    return [
-        Task(subset, source.kind, (path,), (path.relative_to(root).as_posix(),))
+        make(subset, paths=paths, names=names, stamps=stamps)
         for subset in _chosen(source, found, root, f"files that end in {', '.join(suffixes)}")
-        for path in found[subset]
+        for paths, names, stamps in _runs(found[subset], TASK_BYTES if source.kind in SMALL_FILES else 0)
     ]
 
 
-def _folder(source: SourceConfig, root: Path) -> list[Task]:
-    """Every file that is not hidden: one document each. Sub-folders of `root` are the subsets."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in inside.parts):
-            found.setdefault(inside.parts[0] if len(inside.parts) > 1 else root.name, []).append(path)
+def _folder(source: SourceConfig, files: list[tuple[File, str]], root: str, only: str) -> list[Task]:
+    """Every file that is not hidden: one document each. Sub-folders of the root are the subsets."""
+    found: dict[str, list[tuple[File, str]]] = {}
+    for file, name in files:
+        parts = name.split("/")
+        if not any(part.startswith(".") or part == "__pycache__" for part in parts):
+            subset = parts[0] if len(parts) > 1 else PurePosixPath(root).name
+            found.setdefault(only or subset, []).append((file, name))
     return [
-        task for subset in _chosen(source, found, root, "files") for task in _runs(subset, root, found[subset], "", "")
+        Task(subset, "file", paths, names, license=source.license, stamps=stamps)
+        for subset in _chosen(source, found, root, "files")
+        for paths, names, stamps in _runs(found[subset], TASK_BYTES)
     ]
 
 
@@ -118,41 +274,27 @@ def _installation(source: SourceConfig) -> list[Task]:
     library, site = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
     subsets = ("stdlib", "reference", "packages", "libraries")
     found: dict[str, list[Task]] = {subset: [] for subset in subsets}
-    for subset in _chosen(source, found, Path("python-installation"), "text"):
+
+    def files(subset: str, root: Path, url: str, licence: str) -> list[Task]:
+        listed: list[tuple[File, str]] = [
+            (path, path.relative_to(root).as_posix()) for path in python_files(root, source.max_bytes)
+        ]
+        return [Task(subset, "file", *run[:2], url, licence, stamps=run[2]) for run in _runs(listed, TASK_BYTES)]
+
+    for subset in _chosen(source, found, "python-installation", "text"):
         if subset == "stdlib":
-            url = f"https://github.com/python/cpython/blob/v{version}/Lib/"
-            found[subset] = _runs(subset, library, _python_files(library, source.max_bytes), url, licence)
+            found[subset] = files(subset, library, f"https://github.com/python/cpython/blob/v{version}/Lib/", licence)
         elif subset == "reference":
             url = f"https://docs.python.org/{version}/reference/"
             found[subset] = [Task(subset, "reference", (), (), url, licence)]
         elif subset == "packages":
             found[subset] = [Task(subset, "packages", (), (), "pkg:pypi/", "")]
         else:
-            found[subset] = _runs(subset, site, _python_files(site, source.max_bytes), "", "LicenseRef-see-package")
+            found[subset] = files(subset, site, "", "LicenseRef-see-package")
     return [task for subset in source.subsets or subsets for task in found[subset]]
 
 
-def installed_distributions() -> list[importlib.metadata.Distribution]:
-    """Installed packages by name, without this one (its description changes with every commit)."""
-    found = {dist.metadata["Name"]: dist for dist in importlib.metadata.distributions() if dist.metadata["Name"]}
-    return [found[name] for name in sorted(found, key=str.lower) if name != "mobillama"]
-
-
-def _python_files(root: Path, max_bytes: int) -> list[Path]:
-    """Python files in a fixed order, without tests: all, or the first that hold `max_bytes`."""
-    found: list[Path] = []
-    size = 0
-    for folder, inner, names in os.walk(root):
-        inner[:] = sorted(name for name in inner if name not in SKIPPED and not name.startswith("_"))
-        for path in (Path(folder, name) for name in sorted(names) if name.endswith(".py")):
-            found.append(path)
-            size += path.stat().st_size
-            if max_bytes and size >= max_bytes:
-                return found
-    return found
-
-
-def _chosen(source: SourceConfig, found: Iterable[str], root: Path, what: str) -> list[str]:
+def _chosen(source: SourceConfig, found: Iterable[str], root: str, what: str) -> list[str]:
     """The subsets to read: those the recipe names, in its order, else all there are."""
     there = list(found)
     for subset in source.subsets:
@@ -164,18 +306,31 @@ def _chosen(source: SourceConfig, found: Iterable[str], root: Path, what: str) -
     return list(source.subsets) or there
 
 
-def _runs(subset: str, root: Path, paths: list[Path], url: str, licence: str) -> list[Task]:
-    """Files cut into runs of about TASK_BYTES."""
-    runs: list[list[Path]] = []
-    size = TASK_BYTES
-    for path in paths:
-        if size >= TASK_BYTES:
+def _runs(
+    files: list[tuple[File, str]], task_bytes: int
+) -> list[tuple[tuple[File, ...], tuple[str, ...], tuple[str, ...]]]:
+    """Files with their names and stamps, cut into runs of about `task_bytes`; 0 = each alone."""
+    runs: list[list[tuple[File, str, str]]] = []
+    size = task_bytes
+    for file, name in files:
+        stamp = _stamp(file)
+        if size >= task_bytes:
             runs.append([])
             size = 0
-        runs[-1].append(path)
-        size += path.stat().st_size
-    names = [tuple(path.relative_to(root).as_posix() for path in run) for run in runs]
-    return [Task(subset, "file", tuple(run), name, url, licence) for run, name in zip(runs, names, strict=True)]
+        runs[-1].append((file, name, stamp))
+        size += int(stamp.partition(":")[0])
+    return [tuple(zip(*run, strict=True)) for run in runs]  # type: ignore[misc]
+
+
+def _stamp(file: File) -> str:
+    """Size, and time of change or tag. Error: InputError for a file that is gone."""
+    if isinstance(file, RemoteFile):
+        return f"{max(file.size, 0)}:{file.tag}"
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        raise InputError(f"{file} is gone; put it back and run the same command again") from None
+    return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def _whole_subsets(tasks: list[Task], max_bytes: int) -> list[Task]:
@@ -183,12 +338,20 @@ def _whole_subsets(tasks: list[Task], max_bytes: int) -> list[Task]:
     merged: dict[str, Task] = {}
     for task in tasks:
         first = merged.get(task.subset)
-        paths, names = (first.paths, first.names) if first else ((), ())
-        merged[task.subset] = Task(
-            task.subset, task.how, paths + task.paths, names + task.names, task.url, task.license, max_bytes
+        merged[task.subset] = dataclasses.replace(
+            task,
+            paths=(first.paths if first else ()) + task.paths,
+            names=(first.names if first else ()) + task.names,
+            stamps=(first.stamps if first else ()) + task.stamps,
+            max_bytes=max_bytes,
         )
     return list(merged.values())
 
 
-def _stem(path: Path, suffixes: tuple[str, ...]) -> str:
-    return next(path.name.removesuffix(suffix) for suffix in suffixes if path.name.endswith(suffix))
+def _subset_of(name: str, suffixes: tuple[str, ...]) -> str:
+    """The first folder of a name, else the name without its suffix. An address counts by its last part."""
+    folder, slash, _ = name.partition("/")
+    if slash and "://" not in name and folder:
+        return folder
+    last = name.rpartition("/")[2]
+    return next((last.removesuffix(suffix) for suffix in suffixes if last.endswith(suffix)), last) or "posts"

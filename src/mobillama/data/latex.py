@@ -1,0 +1,194 @@
+"""Sources of papers as arXiv ships them: a .tar of many papers, or one paper as .tar.gz, .tar, .gz or .tex.
+
+Of a paper the main file is taken (the one with \\documentclass), the files it puts in with \\input, \\include and
+\\subfile stand in their places, and comments are removed. That is the document's raw text. What stands in the archive
+is looked up by name in memory, so that no path leads out of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import IO
+
+from datatrove.data import Document
+
+from mobillama.data.compressed import DAMAGE, Opened
+from mobillama.data.raw_document import raw_document
+from mobillama.data.sources import Task
+from mobillama.errors import DamagedFileError
+
+# More text than this in one paper is no paper (a bomb, or data): the rest of its files is not taken.
+MOST_BYTES = 64 << 20
+DEEPEST = 20
+TEX = (".tex", ".ltx", ".latex", ".bbl")
+USUAL = ("main.tex", "ms.tex", "paper.tex", "article.tex")
+GZIP, PDF = b"\x1f\x8b", b"%PDF"
+MAIN = re.compile(r"^[^%\n]*\\document(?:class|style)", re.M)
+PUT_IN = re.compile(r"\\(?:input|include|subfile)\s*\{\s*([^{}\n]+?)\s*\}|\\input\s+([^\s{}\\%]+)")
+VERBATIM = re.compile(r"\\(begin|end)\{(verbatim\*?|Verbatim|lstlisting|minted|alltt)\}")
+COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*")
+OLD_ID = re.compile(r"([a-z-]+)(\d{7}(?:v\d+)?)$")
+NEW_ID = re.compile(r"\d{4}\.\d{4,5}(?:v\d+)?$")
+
+
+def read_latex(task: Task, source: Opened, name: str) -> Iterator[Document]:
+    """Documents of one file; `record` counts its papers from 1.
+
+    A paper that cannot be unpacked is dropped (`damaged`), one without TeX source too (`no_source`). Error:
+    DamagedFileError where the file itself is cut short.
+    """
+    number = 0
+    try:
+        for number, (path, data) in enumerate(_papers(source, name), 1):
+            yield _document(task, name, number, path, data)
+    except (tarfile.TarError, *DAMAGE) as error:
+        raise DamagedFileError(
+            f"{source.where}: after paper {number} it cannot be unpacked ({error}); it is cut short or damaged: fetch "
+            "the file again"
+        ) from None
+
+
+def main_text(files: Mapping[str, str]) -> str | None:
+    """The text of a paper from its TeX files by name: the main one, put together, without comments; None without one.
+
+    >>> main_text({"ms.tex": "\\\\documentclass{a} % a comment\\n\\\\input{body}", "body.tex": "Words."})
+    '\\\\documentclass{a}\\nWords.'
+    """
+    clean = {name: without_comments(text) for name, text in files.items()}
+    mains = [name for name, text in clean.items() if MAIN.search(text)]
+    if not mains:
+        mains = [name for name in clean if name.endswith(".tex")] if len(clean) == 1 else []
+    if not mains:
+        return None
+    used = {found for name, text in clean.items() for found in _put_in(text, name, clean)}
+
+    def order(name: str) -> tuple[bool, bool, bool, int, str]:
+        usual = posixpath.basename(name) in USUAL
+        return "\\begin{document}" not in clean[name], name in used, not usual, -len(clean[name]), name
+
+    return _put_together(min(mains, key=order), clean, (), [0])
+
+
+def without_comments(text: str) -> str:
+    """TeX without comments: lines of nothing else are gone, `%` and what follows it are cut; verbatim text stays."""
+    lines, verbatim = [], False
+    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        if not verbatim:
+            cut = COMMENT.sub(r"\1", line)
+            if cut != line:
+                if not cut.strip():
+                    continue
+                line = cut.rstrip()
+        for kind, _ in VERBATIM.findall(line):
+            verbatim = kind == "begin"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _papers(source: Opened, name: str) -> Iterator[tuple[str, bytes | dict[str, bytes]]]:
+    """Each paper's name and its bytes as shipped, or its TeX files where the file is one paper's archive."""
+    if not name.endswith(".tar"):
+        yield name, source.raw.read(MOST_BYTES + 1)
+        return
+    files: dict[str, bytes] = {}
+    with tarfile.open(fileobj=source.raw, mode="r|") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            stream = archive.extractfile(member)
+            if member.name.endswith((".gz", ".pdf")) and not files and stream is not None:
+                yield member.name, stream.read(MOST_BYTES + 1)
+            elif stream is not None:
+                _take(files, member.name, stream)
+    if files:
+        yield name, files
+
+
+def _document(task: Task, name: str, number: int, path: str, data: bytes | dict[str, bytes]) -> Document:
+    about = _about(path)
+    size = len(data) if isinstance(data, bytes) else sum(map(len, data.values()))
+    try:
+        files = _unpacked(path, data) if isinstance(data, bytes) else data
+    except (tarfile.TarError, *DAMAGE):
+        return raw_document(task, name, number, None, about, size=size, dropped="damaged")
+    text = main_text({key: _decoded(raw) for key, raw in sorted(files.items())})
+    return raw_document(task, name, number, text, about, size=size, dropped="no_source")
+
+
+def _unpacked(path: str, data: bytes) -> dict[str, bytes]:
+    """The TeX files of one paper, which may be an archive or a single file, compressed or not."""
+    files: dict[str, bytes] = {}
+    if data.startswith(GZIP):
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            data = packed.read(MOST_BYTES + 1)
+    if data.startswith(PDF) or len(data) > MOST_BYTES:
+        return files
+    if data[257:262] == b"ustar":
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.isfile() else None
+                if stream is not None:
+                    _take(files, member.name, stream)
+        return files
+    return {posixpath.basename(path).removesuffix(".gz").removesuffix(".tex") + ".tex": data}
+
+
+def _take(files: dict[str, bytes], name: str, stream: IO[bytes]) -> None:
+    """Keep a TeX file of a paper, as long as there is room."""
+    if name.lower().endswith(TEX) and (room := MOST_BYTES - sum(map(len, files.values()))) > 0:
+        files[posixpath.normpath(name)] = stream.read(room)
+
+
+def _put_together(name: str, files: Mapping[str, str], above: tuple[str, ...], written: list[int]) -> str:
+    """A file with the others in their places; one that is not there, or would hold itself, is left as it is named."""
+
+    def put(match: re.Match[str]) -> str:
+        found = _find(match[1] or match[2], name, files)
+        inside = (*above, name)
+        if found is None or found in inside or len(inside) > DEEPEST or written[0] > MOST_BYTES:
+            return match[0]
+        written[0] += len(files[found])
+        return _put_together(found, files, inside, written)
+
+    return PUT_IN.sub(put, files[name])
+
+
+def _put_in(text: str, name: str, files: Mapping[str, str]) -> Iterator[str]:
+    for match in PUT_IN.finditer(text):
+        if found := _find(match[1] or match[2], name, files):
+            yield found
+
+
+def _find(wanted: str, user: str, files: Mapping[str, str]) -> str | None:
+    """The file that `wanted` names in file `user`: from the top of the archive or from the user's folder."""
+    for base in (posixpath.dirname(user), ""):
+        path = posixpath.normpath(posixpath.join(base, wanted))
+        for candidate in (path, path + ".tex"):
+            if candidate in files:
+                return candidate
+    return None
+
+
+def _decoded(raw: bytes) -> str:
+    """UTF-8, else Latin-1, in which every byte has a meaning: what papers before about 2010 are written in."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _about(path: str) -> dict[str, str]:
+    """Id and address of a paper, where its file is named after its arXiv number."""
+    stem = posixpath.basename(path)
+    for suffix in (".gz", ".tgz", ".tar", ".pdf", ".tex"):
+        stem = stem.removesuffix(suffix)
+    if NEW_ID.fullmatch(stem):
+        return {"id": f"arxiv/{stem}", "url": f"https://arxiv.org/abs/{stem}"}
+    if old := OLD_ID.fullmatch(stem):
+        return {"id": f"arxiv/{old[1]}/{old[2]}", "url": f"https://arxiv.org/abs/{old[1]}/{old[2]}"}
+    return {}

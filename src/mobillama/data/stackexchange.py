@@ -1,0 +1,193 @@
+"""Stack Exchange dumps: each question of a Posts.xml with its answers becomes one document.
+
+Form: `Q: title`, the question, then `A:` and an answer each, the accepted one first, then by score, HTML as light text.
+Questions below score 0 or without an answer are dropped (`low_score`, `unanswered`). Answers stand anywhere behind
+their question, so all posts go to a temporary SQLite file and come back question by question: memory has a bound, and
+the temporary folder needs about the size of Posts.xml.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+from datatrove.data import Document
+
+from mobillama.data.compressed import DAMAGE, Opened
+from mobillama.data.raw_document import raw_document
+from mobillama.data.sources import Task
+from mobillama.errors import DamagedFileError
+
+QUESTION, ANSWER = "1", "2"
+COLUMNS = (
+    "question INTEGER, rank INTEGER, score INTEGER, id INTEGER, record INTEGER, title TEXT, body TEXT, license TEXT"
+)
+# From these days on what is posted is under that version (https://stackoverflow.com/help/licensing).
+VERSIONS = (("2018-05-02", "4.0"), ("2011-04-08", "3.0"), ("", "2.5"))
+INSERT_ROWS = 1000
+
+
+def read_posts(task: Task, source: Opened, name: str) -> Iterator[Document]:
+    """Documents of one Posts.xml in the order of the questions' ids; `record` is the question's row, from 1.
+
+    Ids are `<subset>/<site>/<question>`; the site is the folder of the file, and the address is known where it is a
+    host name. Error: DamagedFileError for XML that is cut short or broken.
+    """
+    folder = name.rpartition("/")[0].rpartition("/")[2]
+    with tempfile.TemporaryDirectory(prefix="mobillama-") as spool:
+        posts = sqlite3.connect(Path(spool) / "posts.sqlite")
+        try:
+            posts.execute("PRAGMA synchronous = OFF")
+            posts.execute("PRAGMA journal_mode = OFF")
+            posts.execute(f"CREATE TABLE post ({COLUMNS})")
+            _spill(source, posts)
+            posts.execute("CREATE INDEX thread ON post (question, rank, score DESC, id)")
+            for thread in _threads(posts):
+                yield _document(task, name, folder, thread)
+        finally:
+            posts.close()
+
+
+Post = tuple[int, int, int, int, int, str, str, str]
+
+
+def _spill(source: Opened, posts: sqlite3.Connection) -> None:
+    """Put every question and answer of the dump into the table."""
+    rows: list[Post] = []
+    accepted: list[tuple[int]] = []
+    number = 0
+    try:
+        events = ElementTree.iterparse(source.bytes(), ("start", "end"))
+        _, root = next(events)
+        for event, row in events:
+            if event == "start" or row.tag != "row":
+                continue
+            number += 1
+            kind, key = row.get("PostTypeId"), int(row.get("Id", 0))
+            if kind in (QUESTION, ANSWER):
+                question = key if kind == QUESTION else int(row.get("ParentId", 0))
+                rank = 0 if kind == QUESTION else 2
+                about = (row.get("Title", ""), row.get("Body", ""), _license(row))
+                rows.append((question, rank, int(row.get("Score", 0)), key, number, *about))
+                if best := row.get("AcceptedAnswerId"):
+                    accepted.append((int(best),))
+            root.clear()
+            if len(rows) >= INSERT_ROWS:
+                posts.executemany("INSERT INTO post VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                rows.clear()
+    except (ElementTree.ParseError, ValueError, *DAMAGE) as error:
+        raise DamagedFileError(
+            f"{source.where}: after row {number} it is not the XML of a dump ({error}); unpack or fetch the file again"
+        ) from None
+    posts.executemany("INSERT INTO post VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    posts.execute("CREATE INDEX answer ON post (id)")
+    posts.executemany("UPDATE post SET rank = 1 WHERE id = ? AND rank = 2", accepted)
+
+
+def _threads(posts: sqlite3.Connection) -> Iterator[list[Post]]:
+    """Each question with its answers; answers to nothing are left out."""
+    thread: list[Post] = []
+    for post in posts.execute("SELECT * FROM post ORDER BY question, rank, score DESC, id"):
+        if thread and post[0] != thread[0][0]:
+            if thread[0][1] == 0:
+                yield thread
+            thread = []
+        thread.append(post)
+    if thread and thread[0][1] == 0:
+        yield thread
+
+
+def _document(task: Task, name: str, folder: str, thread: list[Post]) -> Document:
+    key, _, score, _, number, title, body, _ = thread[0]
+    about = {
+        "id": f"{task.subset}/{folder or task.subset}/{key}",
+        "url": f"https://{folder}/questions/{key}" if "." in folder else "",
+        "license": f"CC-BY-SA-{max(post[7] for post in thread)}",
+    }
+    texts = [f"Q: {light_text(title)}\n\n{light_text(body)}", *(f"A: {light_text(post[6])}" for post in thread[1:])]
+    text = "\n\n".join(texts)
+    document = raw_document(task, name, number, text, about)
+    if score < 0 or len(thread) == 1:
+        document.metadata.setdefault("dropped", "low_score" if score < 0 else "unanswered")
+    return document
+
+
+def _license(row: ElementTree.Element) -> str:
+    """The version of CC BY-SA that a post is under: as the dump says, else by its latest edit."""
+    named = row.get("ContentLicense", "").rpartition(" ")[2]
+    day = max(row.get("LastEditDate", ""), row.get("CreationDate", ""))
+    return named or next(version for start, version in VERSIONS if day >= start)
+
+
+def light_text(html: str) -> str:
+    """HTML of a post as plain text with the lightest of marks: code, lists, quotes, emphasis; no link targets."""
+    parser = _LightText()
+    parser.feed(html)
+    parser.close()
+    return parser.text()
+
+
+BLOCKS = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "ul", "ol", "blockquote", "hr", "table", "tr")
+MARKS = {"em": "_", "i": "_", "strong": "**", "b": "**", "code": "`"}
+
+
+class _LightText(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._blocks: list[str] = []
+        self._part = ""
+        self._prefixes: list[str] = []
+        self._lists: list[int] = []
+        self._code = 0
+
+    def text(self) -> str:
+        """What was fed."""
+        self._end_block()
+        return "\n\n".join(self._blocks)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag in BLOCKS:
+            self._end_block()
+        if tag == "pre":
+            self._code += 1
+        elif tag == "blockquote":
+            self._prefixes.append("> ")
+        elif tag in ("ul", "ol"):
+            self._lists.append(0 if tag == "ol" else -1)
+        elif tag == "li":
+            self._end_block()
+            number = self._lists[-1] = self._lists[-1] + (self._lists[-1] >= 0) if self._lists else -1
+            self._part = f"{number}. " if number > 0 else "- "
+        elif tag == "br":
+            self._part += "\n"
+        elif tag in MARKS and not self._code:
+            self._part += MARKS[tag]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in BLOCKS or tag == "li":
+            self._end_block()
+        if tag == "pre":
+            self._code = max(0, self._code - 1)
+        elif tag == "blockquote" and self._prefixes:
+            self._prefixes.pop()
+        elif tag in ("ul", "ol") and self._lists:
+            self._lists.pop()
+        elif tag in MARKS and not self._code:
+            self._part += MARKS[tag]
+
+    def handle_data(self, data: str) -> None:
+        self._part += data if self._code else " ".join(data.split("\n")) if data.strip() else " " * bool(data)
+
+    def _end_block(self) -> None:
+        part = self._part.strip("\n") if self._code else self._part.strip()
+        self._part = ""
+        if not part.strip():
+            return
+        lines = ["    " + line for line in part.split("\n")] if self._code else part.split("\n")
+        prefix = "".join(self._prefixes)
+        block = "\n".join(prefix + line.rstrip() for line in lines)
+        self._blocks.append(block)
