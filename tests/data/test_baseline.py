@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mobillama.data.baseline import Bigram, Unigram, measure
+from mobillama.data.baseline import Bigram, Rows, Unigram, measure
 from mobillama.data.shards import write_shards
 
 VOCAB = 23
@@ -39,7 +39,7 @@ def kneser_ney(rows, before, after):
 
 
 def test_bigram_equals_the_textbook_formula(rows):
-    model = Bigram(rows, VOCAB)
+    model = Bigram(Rows(rows), VOCAB)
     for before in range(VOCAB):
         keys = before * VOCAB + np.arange(VOCAB)
         expected = [kneser_ney(rows, before, after) for after in range(VOCAB)]
@@ -48,10 +48,10 @@ def test_bigram_equals_the_textbook_formula(rows):
 
 def test_both_are_probabilities_for_every_context_even_one_never_seen(rows):
     seen = rows % (VOCAB - 2)  # two ids never occur
-    model = Bigram(seen, VOCAB)
+    model = Bigram(Rows(seen), VOCAB)
     for before in range(VOCAB):
         assert model.probability(before * VOCAB + np.arange(VOCAB)).sum() == pytest.approx(1)
-    assert np.exp(Unigram(seen, VOCAB).log_probability).sum() == pytest.approx(1)
+    assert np.exp(Unigram(Rows(seen), VOCAB).log_probability).sum() == pytest.approx(1)
 
 
 def test_measure_scores_the_held_out_rows_in_nats_and_bits_per_byte(rows, tmp_path):

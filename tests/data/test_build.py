@@ -332,6 +332,7 @@ def test_real_documents_are_packed_as_sentencepiece_encodes_them(shared_folder: 
     sentencepiece = pytest.importorskip("sentencepiece")
     corpora, folder = shared_folder("MOBILLAMA_CORPORA"), shared_folder("MOBILLAMA_TOKENIZER")
     settings = [f"source.root={corpora}", f"tokenizer.root={folder}", "source.max_bytes=60000", "pack.chunks=2"]
+    settings.append("clean.overlap=off")
     recipe = read_recipe(DataRecipe, "mini-amber", [*settings, "pack.seq_len=255"])
     build_shards(recipe, tmp_path / "shards", workers=2, on_progress=quiet)
     shards, texts = read_shards(tmp_path / "shards"), corpus_texts(tmp_path / "shards")

@@ -154,7 +154,7 @@ def test_chunks_that_disagree_are_refused(shards: Path, tmp_path: Path):
 
 def test_a_newer_format_version_is_refused(shards: Path):
     path = shards / VALIDATION
-    path.write_bytes(path.read_bytes().replace(b'"format_version":"1"', b'"format_version":"9"'))
+    path.write_bytes(path.read_bytes().replace(b'"format_version":"2"', b'"format_version":"9"'))
     with pytest.raises(InputError, match="format version 9"):
         read_shards(shards)
 

@@ -7,7 +7,6 @@ input alone, never on the number of workers.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ try:
     from mobillama.data.corpus import build_corpus, clear_strays, drop_work, work_folder
     from mobillama.data.display import Display
     from mobillama.data.encode import SPLITS, Encode, TrainTokenizer, load_tokenizer
-    from mobillama.data.executor import OnProgress, run_stage
+    from mobillama.data.executor import Executor, OnProgress, make_executor, run_stage
     from mobillama.data.pack import Plan, Stream, WriteChunk, plan_stream
 except ImportError as error:
     raise missing_extra("data", error) from None
@@ -38,24 +37,27 @@ def build_shards(
     out: Path,
     *,
     workers: int = 0,
+    executor: str | Executor = "local",
     tokenizer: Tokenizer | None = None,
     on_progress: OnProgress | None = None,
 ) -> manifest.Manifest:
     """Build the shards of a recipe at `out`, and their corpus beside it at `<out>-corpus`, on `workers` processes.
 
-    `workers` 0 = all cores. `tokenizer` takes the place of the recipe's. Without `on_progress`, progress is shown on
-    stderr. Errors: InputError for input that cannot be used (with file and line), DamagedFileError for files cut
-    short, OSError for a full disk. After any of them, or a kill, the same call goes on; shards of this recipe that are
-    finished are given back as they are.
+    `workers` 0 = all cores (on a cluster: no limit). `executor` is local, ray, slurm or one that `make_executor` made
+    with options (its workers count then). `tokenizer` takes the place of the recipe's. Without `on_progress`, progress
+    is shown on stderr. Errors: InputError for input that cannot be used (with file and line), DamagedFileError for
+    files cut short, OSError for a full disk. After any of them, or a kill, the same call goes on; shards of this recipe
+    that are finished are given back as they are.
     """
-    workers = workers or cores()
+    where = make_executor(executor, workers) if isinstance(executor, str) else executor
+    out = out.absolute()  # workers on other machines run in folders of their own
     if out.exists():
         return _finished(recipe, out, tokenizer)
     if on_progress is not None:
-        return _build(recipe, out, workers, tokenizer, on_progress)
+        return _build(recipe, out, where, tokenizer, on_progress)
     display = Display()
     try:
-        return _build(recipe, out, workers, tokenizer, display)
+        return _build(recipe, out, where, tokenizer, display)
     finally:
         display.close()
 
@@ -73,11 +75,11 @@ def _finished(recipe: DataRecipe, out: Path, tokenizer: Tokenizer | None) -> man
 
 
 def _build(
-    recipe: DataRecipe, out: Path, workers: int, tokenizer: Tokenizer | None, on_progress: OnProgress
+    recipe: DataRecipe, out: Path, workers: Executor, tokenizer: Tokenizer | None, on_progress: OnProgress
 ) -> manifest.Manifest:
     given = _given_tokenizer(recipe, tokenizer)
     corpus = corpus_folder(out)
-    source = build_corpus(recipe, corpus, workers=workers, on_progress=on_progress)
+    source = build_corpus(recipe, corpus, workers=workers, tokenizer=given, on_progress=on_progress)
     with manifest.building(out) as partial:
         settings = {"recipe": recipe.tree(), "corpus": source.digest(), "tokenizer": given.digest if given else None}
         work = work_folder(out, settings)
@@ -92,9 +94,11 @@ def _build(
         else:
             given.save(work / "tokenizer-files")
         used = load_tokenizer(work / "tokenizer-files")
-        header = Header(used.vocab_size, recipe.pack.seq_len, used.digest, tuple(source.counts["funnel"]))
+        header = Header(
+            used.vocab_size, recipe.pack.seq_len, used.digest, tuple(source.counts["funnel"]), recipe.pack.method
+        )
         seconds["encode"] = _encode(recipe, parts, work, partial, workers, on_progress)
-        plan = _plan(recipe, header, parts, work)
+        plan = _plan(recipe, header, used.eos_id, parts, work)
         pack = WriteChunk(plan, partial)
         seconds["pack"] = run_stage("pack", [pack], plan.chunks + 1, work, workers, on_progress)
         shutil.copytree(work / "tokenizer-files", partial / "tokenizer", dirs_exist_ok=True)
@@ -109,15 +113,10 @@ def _build(
             ],
             recipe=recipe.tree(),
             counts=_counts(plan),
-            circumstance={"seconds": seconds, "workers": workers},
+            circumstance={"seconds": seconds, "workers": workers.workers},
         )
     drop_work(out)
     return sealed
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def corpus_folder(out: Path) -> Path:
@@ -141,7 +140,12 @@ def _given_tokenizer(recipe: DataRecipe, tokenizer: Tokenizer | None) -> Tokeniz
 
 
 def _encode(
-    recipe: DataRecipe, parts: Sequence[Path], work: Path, partial: Path, workers: int, on_progress: OnProgress | None
+    recipe: DataRecipe,
+    parts: Sequence[Path],
+    work: Path,
+    partial: Path,
+    workers: Executor,
+    on_progress: OnProgress | None,
 ) -> float:
     import pyarrow.parquet as parquet
 
@@ -158,7 +162,7 @@ def _encode(
     return run_stage("encode", [step], len(parts), work, workers, on_progress)
 
 
-def _plan(recipe: DataRecipe, header: Header, parts: Sequence[Path], work: Path) -> Plan:
+def _plan(recipe: DataRecipe, header: Header, end_id: int, parts: Sequence[Path], work: Path) -> Plan:
     """Which part belongs to which source, and from that every row. Error: InputError for too few rows."""
     import pyarrow.parquet as parquet
 
@@ -169,12 +173,17 @@ def _plan(recipe: DataRecipe, header: Header, parts: Sequence[Path], work: Path)
             stems[source].append(work / "encoded" / f"{number:05d}")
     streams: dict[str, tuple[Stream, ...]] = {
         split: tuple(
-            plan_stream([stem.with_suffix(f".{split}") for stem in stems[source]], work / f"{split}-{number}.table")
+            plan_stream(
+                [stem.with_suffix(f".{split}") for stem in stems[source]],
+                work / f"{split}-{number}.table",
+                recipe.pack.method,
+                header.row_len,
+            )
             for number, source in enumerate(header.sources)
         )
         for split in SPLITS
     }
-    plan = Plan(header, recipe.seed, recipe.pack.chunks, streams["train"], streams["validation"])
+    plan = Plan(header, end_id, recipe.seed, recipe.pack.chunks, streams["train"], streams["validation"])
     if (rows := sum(plan.rows(plan.train))) < plan.chunks:
         raise InputError(
             f"the corpus fills {rows} rows of {header.row_len} ids; pack.chunks={plan.chunks} needs at least one row "
@@ -184,23 +193,32 @@ def _plan(recipe: DataRecipe, header: Header, parts: Sequence[Path], work: Path)
 
 
 def _counts(plan: Plan) -> dict[str, Any]:
-    """Rows, tokens, bytes and documents, in all and per source; `tail_tokens` are those dropped at a stream's end."""
+    """Rows, tokens, bytes and documents, in all and per source; and what packing wastes.
+
+    `tail_tokens` are dropped at a stream's end (concatenate), `padding_tokens` fill rows up (best_fit), `waste` is the
+    share of either.
+    """
     per_source: dict[str, Any] = {}
     for number, source in enumerate(plan.header.sources):
         told = per_source[source] = {}
         for split, streams in (("train", plan.train), ("validation", plan.validation)):
-            stream, rows = streams[number], plan.rows(streams)[number]
+            stream = streams[number]
+            rows, padding = stream.layout.rows, stream.layout.padding
             told[split] = {
                 "documents": len(stream.documents) - 1,
                 "bytes": int(stream.byte_starts[-1]),
                 "tokens": stream.tokens,
                 "rows": rows,
-                "tail_tokens": stream.tokens - rows * plan.header.row_len,
+                "tail_tokens": stream.tokens + padding - rows * plan.header.row_len,
+                "padding_tokens": padding,
             }
-    names = ("documents", "bytes", "tokens", "rows", "tail_tokens")
+    names = ("documents", "bytes", "tokens", "rows", "tail_tokens", "padding_tokens")
     totals = {
         split: {name: sum(source[split][name] for source in per_source.values()) for name in names} for split in SPLITS
     }
+    for counted in (*totals.values(), *(split for source in per_source.values() for split in source.values())):
+        lost, held = counted["tail_tokens"] + counted["padding_tokens"], counted["tokens"] + counted["padding_tokens"]
+        counted["waste"] = round(lost / held, 6) if held else 0.0
     return {
         "train_rows": totals["train"]["rows"],
         "validation_rows": totals["validation"]["rows"],

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,14 @@ from numpy.typing import NDArray
 from mobillama.data.tensors import lay_out, map_arrays, write_arrays
 from mobillama.errors import DamagedFileError, InputError
 
-FORMAT, FORMAT_VERSION = "mobillama.shards", 1
+FORMAT, FORMAT_VERSION = "mobillama.shards", 2
 VALIDATION = "validation.safetensors"
 Arrays = dict[str, NDArray[Any]]
+Packing = Literal["concatenate", "best_fit"]
+SPAN_ARRAYS = (
+    *("span_document", "span_token", "span_tokens", "span_byte_start", "span_byte_end"),
+    "span_first_bytes",  # since version 2
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,12 @@ class Header:
     seq_len: int
     tokenizer_digest: str
     sources: tuple[str, ...]
+    packing: Packing = "concatenate"
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows may end in padding: positions after their last span."""
+        return self.packing == "best_fit"
 
     @property
     def row_len(self) -> int:
@@ -47,6 +58,7 @@ class Header:
             "seq_len": str(self.seq_len),
             "tokenizer": self.tokenizer_digest,
             "sources": json.dumps(self.sources, ensure_ascii=False),
+            "packing": self.packing,
         }
 
 
@@ -67,6 +79,7 @@ def write_chunk(path: Path, header: Header, rows: int, spans: int, fill: Callabl
         "span_tokens": (np.uint32, (spans,)),
         "span_byte_start": (np.uint64, (spans,)),
         "span_byte_end": (np.uint64, (spans,)),
+        "span_first_bytes": (np.uint16, (spans,)),
     }
     write_arrays(path, lay_out(shapes, header.metadata()), fill)
 
@@ -83,7 +96,11 @@ def open_chunk(path: Path) -> tuple[Arrays, Header]:
         if (version := int(metadata["format_version"])) > FORMAT_VERSION:
             raise InputError(f"{path} has format version {version}; this mobillama reads up to {FORMAT_VERSION}")
         sources = tuple(json.loads(metadata["sources"]))
-        header = Header(int(metadata["vocab_size"]), int(metadata["seq_len"]), metadata["tokenizer"], sources)
+        packing: Any = metadata["packing"] if version > 1 else "concatenate"
+        if packing not in get_args(Packing):
+            raise ValueError(f"packing {packing!r}")
+        sizes = int(metadata["vocab_size"]), int(metadata["seq_len"])
+        header = Header(*sizes, metadata["tokenizer"], sources, packing)
         ids, offsets = arrays["ids"], arrays["span_offsets"]
         if ids.shape[1:] != (header.row_len,) or ids.dtype != header.dtype:
             raise ValueError(f"ids of shape {ids.shape} and type {ids.dtype} for {header}")
@@ -92,6 +109,9 @@ def open_chunk(path: Path) -> tuple[Arrays, Header]:
         for name in ("row_source", "row_bytes"):
             if len(arrays[name]) != len(ids):
                 raise ValueError(f"{name} has {len(arrays[name])} entries for {len(ids)} rows")
+        for name in SPAN_ARRAYS if version > 1 else SPAN_ARRAYS[:-1]:
+            if len(arrays[name]) != int(offsets[-1]):
+                raise ValueError(f"{name} has {len(arrays[name])} entries for {int(offsets[-1])} spans")
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:

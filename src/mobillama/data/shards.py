@@ -7,7 +7,7 @@ document, in the order that spans count them), tokenizer/ and manifest.json. For
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from mobillama import manifest
 from mobillama.data.chunk import VALIDATION, Arrays, Header, chunk_name, open_chunk, write_chunk
 from mobillama.data.documents import DocumentTable
+from mobillama.data.segments import number_segments
 from mobillama.errors import DamagedFileError, InputError
 
 Split = Literal["train", "validation"]
@@ -41,6 +42,22 @@ class Span:
     byte_start: int
     byte_end: int
     document: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where some tokens of one document lie: the fields of Span, and the row they are in.
+
+    `row` is global in its split, `chunk` the number of the training chunk (None: held out).
+    """
+
+    document: int
+    chunk: int | None
+    row: int
+    token_start: int
+    token_count: int
+    byte_start: int
+    byte_end: int
 
 
 def write_shards(
@@ -131,9 +148,59 @@ class Shards:
         """Ids of held-out rows: (n, row_len)."""
         return self._rows("validation", indices)
 
-    def row_bytes(self, indices: ArrayLike, split: Split = "train") -> NDArray[np.int64]:
-        """UTF-8 bytes of text that the trained positions (ids[1:]) of each row cover: (n,)."""
-        return self._gather("row_bytes", split, indices)
+    def row_bytes(
+        self, indices: ArrayLike, split: Split = "train", *, document_mask: bool = False
+    ) -> NDArray[np.int64]:
+        """UTF-8 bytes of text that the trained positions of each row cover (n,): ids[1:], without padding.
+
+        With a document mask also without the first token of each document. Error: InputError if the shards do not
+        know its bytes (format version 1).
+        """
+        found = self._gather("row_bytes", split, indices)
+        if document_mask:
+            self.require_spans()
+            counts, first, unseen = self._spans_of(indices, split, "span_token", "span_first_bytes")
+            row = np.repeat(np.arange(len(counts)), counts)
+            np.subtract.at(found, row[first > 0], unseen[first > 0])
+        return found
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows may end in padding."""
+        return self.header.padded
+
+    def segments(self, indices: ArrayLike, split: Split = "train") -> NDArray[np.int64]:
+        """Which document of its row each position belongs to, counted from 0; -1 is padding: (n, row_len)."""
+        counts, first, tokens = self._spans_of(indices, split, "span_token", "span_tokens")
+        return number_segments(counts, first, tokens, self.row_len)
+
+    def require_spans(self) -> None:
+        """Raise InputError if these shards do not know where documents begin, or the bytes of their first tokens."""
+        for chunk in [*self._chunks, self._validation]:
+            if len(chunk["ids"]) and not len(chunk["span_document"]):
+                raise InputError(
+                    f"{self.folder} holds no document spans, so nobody knows where documents begin in its rows: build "
+                    "it with `mobillama data build`, or train with train.document_mask=false"
+                )
+            if "span_first_bytes" not in chunk:
+                raise InputError(
+                    f"{self.folder} is of format version 1, which lacks the bytes of each document's first token: "
+                    "build the shards again, or train with train.document_mask=false"
+                )
+
+    def table(self, chunk: int | Literal["validation"]) -> Any:
+        """Training chunk number `chunk`, or the held-out rows, as a pyarrow table over the memory map (no copy).
+
+        Columns: ids (fixed-size list), source (text), row_bytes and spans (list of structs); see docs/formats.md.
+        """
+        files = [self._validation] if chunk == "validation" else self._chunks[chunk : chunk + 1]
+        if not files or (chunk != "validation" and chunk < 0):
+            raise InputError(
+                f"{self.folder} has no chunk {chunk}; it has 0 to {len(self._chunks) - 1} and 'validation'"
+            )
+        from mobillama.data.arrow import chunk_table
+
+        return chunk_table(files[0], self.sources)
 
     def row_sources(self, indices: ArrayLike, split: Split = "train") -> NDArray[np.int64]:
         """Index into `sources` of each row: (n,)."""
@@ -158,6 +225,28 @@ class Shards:
             )
             for number, record, span in zip(numbers, records, range(first, last), strict=True)
         ]
+
+    def places(self, documents: Iterable[int]) -> list[Place]:
+        """Every place of some documents (by number), document by document from its beginning on.
+
+        Looks at every span of every chunk: 8 bytes a span are read.
+        """
+        wanted = np.unique(np.fromiter(documents, np.uint64))
+        found: list[Place] = []
+        before = 0
+        for number, chunk in enumerate([*self._chunks, self._validation]):
+            held_out = number == len(self._chunks)
+            owners, offsets = chunk["span_document"], chunk["span_offsets"]
+            here = np.nonzero(np.isin(owners, wanted))[0]
+            rows = np.searchsorted(offsets, here, side="right") - 1 + (0 if held_out else before)
+            names = ("span_token", "span_tokens", "span_byte_start", "span_byte_end")
+            columns = [owners[here].tolist(), rows.tolist(), *(chunk[name][here].tolist() for name in names)]
+            found += [
+                Place(document, None if held_out else number, row, *rest)
+                for document, row, *rest in zip(*columns, strict=True)
+            ]
+            before += len(chunk["ids"])
+        return sorted(found, key=lambda place: (place.document, place.byte_start, place.byte_end))
 
     @cached_property
     def _documents(self) -> DocumentTable:
@@ -190,6 +279,25 @@ class Shards:
             here = number == file
             found[here] = files[file][name][inside[here]]
         return found
+
+    def _spans_of(self, indices: ArrayLike, split: Split, *names: str) -> tuple[NDArray[np.int64], ...]:
+        """Spans of some rows in order: how many each row has (n,), and the named arrays of all (spans,)."""
+        number, inside = self._place(split, indices)
+        files = self._files(split)
+        first, stop = np.empty((2, len(number)), np.int64)
+        for file in np.unique(number):
+            here = number == file
+            first[here] = files[file]["span_offsets"][inside[here]]
+            stop[here] = files[file]["span_offsets"][inside[here] + 1]
+        counts = stop - first
+        place = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        owner = np.repeat(number, counts)
+        found = np.empty((len(names), len(place)), np.int64)
+        for file in np.unique(owner):
+            here = owner == file
+            for name, values in zip(names, found, strict=True):
+                values[here] = files[file][name][place[here]]
+        return counts, *found
 
     def _rows(self, split: Split, indices: ArrayLike) -> NDArray[np.int64]:
         ids = self._gather("ids", split, indices)  # (n, row_len)

@@ -7,6 +7,7 @@ same arrays and metadata always give the same bytes. Format: https://github.com/
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def lay_out(shapes: Mapping[str, tuple[Any, tuple[int, ...]]], metadata: Mapping
     for name in order:
         dtype, shape = np.dtype(shapes[name][0]).newbyteorder("<"), shapes[name][1]
         places[name] = (dtype, shape, end)
-        end += dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        end += dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [places[name][2], end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
@@ -89,7 +90,7 @@ def map_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         arrays, end = {}, 0
         for name, entry in header.items():
             dtype, shape, (start, stop) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-            if min(shape, default=0) < 0 or stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+            if min(shape, default=0) < 0 or stop - start != dtype.itemsize * math.prod(shape):
                 raise ValueError(f"array {name} of shape {shape} in {stop - start} bytes")
             arrays[name], end = (dtype, shape, head + start), max(end, stop)
     except FileNotFoundError:
@@ -105,8 +106,8 @@ def _map(path: Path, arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...], int
     """One array per entry; an array without elements is not mapped (the kernel refuses to)."""
     if not any(all(shape) for _, shape, _ in arrays.values()):
         return {name: np.empty(shape, dtype) for name, (dtype, shape, _) in arrays.items()}
-    whole = np.memmap(path, np.uint8, mode)
+    whole = np.asarray(np.memmap(path, np.uint8, mode))  # cuts of a plain array are made in half the time
     return {
-        name: whole[start : start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))].view(dtype).reshape(shape)
+        name: whole[start : start + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
         for name, (dtype, shape, start) in arrays.items()
     }
