@@ -124,7 +124,7 @@ def seal(
 ) -> Manifest:
     """Hash every file under `partial`, write its manifest, sync, and rename it to `out`."""
     files = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file() and p.name != FILE):
+    for path in sorted(p for p in partial.rglob("*") if p.is_file() and p != partial / FILE):
         files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         sync(path)
     manifest = Manifest(
@@ -185,6 +185,45 @@ def differences(folder: Path) -> list[str]:
         elif (digest := sha256_file(path)) != promised["sha256"]:
             found.append(f"{name}: found sha256 {digest}; expected {promised['sha256']}")
     return found
+
+
+def extra_files(folder: Path) -> list[str]:
+    """Files under `folder` that its manifest does not name, in the words of `differences`."""
+    promised = {*read(folder).files, FILE}
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return [f"{name}: not in the manifest; expected no such file" for name in found if name not in promised]
+
+
+def lineage(folder: Path, *beside: Path) -> tuple[list[str], list[str]]:
+    """What an artefact was made from against what is at hand: differences, and what was not there to be checked.
+
+    An origin is looked for by its name inside the folder (but source files), then beside it, then in the folders
+    `beside`; the first found is compared by digest (docs/formats.md, Checking).
+    """
+    wrong, not_checked = [], []
+    places = (folder, folder.resolve().parent, *beside)
+    for entry in read(folder).made_from:
+        kind, name, promised = (str(entry.get(key, "")) for key in ("kind", "name", "digest"))
+        inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts
+        around = places[1:] if kind == "source file" else places  # what is inside was not read to make it
+        paths = [place / name for place in around if inside and (place / name).resolve() != folder.resolve()]
+        found = next(((path, digest) for path in paths if (digest := digest_at(path, kind))), None)
+        if found is None:
+            not_checked.append(f"{kind} {name} (digest {promised}): not at hand")
+        elif found[1] != promised:
+            wrong.append(f"{kind} {name}: found digest {found[1]} at {found[0]}; expected {promised}")
+    return wrong, not_checked
+
+
+def digest_at(path: Path, kind: str) -> str | None:
+    """The digest by which `made_from` names what lies at `path`; None if no origin of this kind lies there.
+
+    Of a source file the sha256 of its bytes, of a tokenizer that of its tokenizer.json, else the root digest.
+    """
+    if kind in ("source file", "tokenizer"):
+        file = path / "tokenizer.json" if kind == "tokenizer" else path
+        return sha256_file(file) if file.is_file() else None
+    return read(path).digest() if (path / FILE).is_file() else None
 
 
 def check(folder: Path) -> None:

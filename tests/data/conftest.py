@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from samples import make_documents, make_recipe, write_jsonl
 
+from mobillama.config import DataRecipe, read_recipe
 from mobillama.data.build import build_shards
 from mobillama.tokenizer.tokenizer import Tokenizer, train
 
@@ -35,6 +36,17 @@ def built(corpora: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPath
     """Shards of `corpora`; the corpus is beside them."""
     out = tmp_path_factory.mktemp("built") / "shards"
     build_shards(make_recipe(corpora), out, workers=2, tokenizer=tokenizer, on_progress=lambda progress: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def mini_amber(tmp_path_factory: pytest.TempPathFactory, shared_folder: Callable[[str], Path]) -> Path:
+    """Shards of the whole recipe mini-amber but the benchmarks' overlap; for slow tests, which must not change them."""
+    for variable in ("MOBILLAMA_CORPORA", "MOBILLAMA_TOKENIZER"):
+        shared_folder(variable)
+    out = tmp_path_factory.mktemp("mini-amber") / "shards"
+    recipe = read_recipe(DataRecipe, "mini-amber", ["clean.overlap=off"])
+    build_shards(recipe, out, on_progress=lambda progress: None)
     return out
 
 

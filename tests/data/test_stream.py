@@ -80,6 +80,24 @@ def test_rows_of_a_step_split_over_ranks_are_the_rows_of_smaller_steps(seed, chu
     assert whole.tolist() == np.concatenate(smaller).tolist()
 
 
+@given(st.integers(0, 2**32), chunks, st.integers(1, 5), st.integers(1, 4), st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_pass_stopped_anywhere_goes_on_with_any_world_size(seed, chunk_rows, rows, ranks, data):
+    """Before and after the stop the same rows a step are spread over other numbers of ranks."""
+    total, step_rows = sum(chunk_rows), rows * ranks
+    steps = total // step_rows
+    stop = data.draw(st.integers(0, steps))
+    worlds = data.draw(st.sampled_from([world for world in range(1, step_rows + 1) if step_rows % world == 0]))
+    read: list[int] = []
+    for step in range(1, steps + 1):
+        world = ranks if step <= stop else worlds
+        each = step_rows // world
+        read += [row for rank in range(world) for row in row_ids(seed, (step - 1) * world + rank + 1, each, chunk_rows)]
+    assert len(set(read)) == steps * step_rows
+    left = row_ids(seed, 1, total, chunk_rows)[steps * step_rows :].tolist()
+    assert sorted([*read, *left]) == list(range(total))
+
+
 def test_order_is_the_recorded_one():
     assert row_ids(11111, 1, 12, [7, 5]).tolist() == RECORDED
     assert row_ids(11111, 3, 4, [7, 5]).tolist() == RECORDED[8:]

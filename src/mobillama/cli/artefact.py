@@ -1,9 +1,9 @@
-"""`mobillama verify`: whether an artefact is what it promised."""
+"""`mobillama verify`: whether an artefact is what it promised, and whether it was made from what is at hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,16 +11,42 @@ from mobillama.cli.app import Json, app, show
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Any artefact folder.")], as_json: Json = False) -> None:
-    """Check every hash of an artefact; prints its root digest, or each file that changed (exit status 1).
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Any artefact folder, or a run.")], as_json: Json = False
+) -> None:
+    """Check every hash of an artefact, and what it was made from as far as that lies beside it.
+
+    Prints its root digest, or each difference (exit status 1). Of a run: the ledger's chain, and shards, checkpoints
+    and model against it; its root digest is the hash of the last line.
 
     Example: `mobillama verify artefacts/shards/mini-amber`
     """
+    result = _run(folder) if (folder / "run.json").is_file() else _artefact(folder)
+    lines = [*result["differences"], *(f"not checked: {text}" for text in result["not_checked"])]
+    if result["ok"]:
+        lines.append(f"{result['kind']} as promised, root digest {result['digest']}")
+    show(result, as_json, "\n".join(lines))
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+def _artefact(folder: Path) -> dict[str, Any]:
     from mobillama import manifest
 
     found = manifest.read(folder)
-    changed = manifest.differences(folder)
-    result = {"ok": not changed, "differences": changed, "digest": found.digest(), "kind": found.kind}
-    show(result, as_json, "\n".join(changed) or f"{found.kind} as promised, root digest {found.digest()}")
-    if changed:
-        raise typer.Exit(1)
+    runs = [above.parent for above in folder.resolve().parents[:2] if (above / "run.json").is_file()]
+    wrong, not_checked = manifest.lineage(folder, *runs)
+    changed = [*manifest.differences(folder), *manifest.extra_files(folder), *wrong]
+    return _result(changed, not_checked, found.digest(), found.kind)
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    from mobillama.train.check import check_run
+
+    found = check_run(folder)
+    return _result(found.differences, found.not_checked, found.digest, "run")
+
+
+def _result(differences: list[str], not_checked: list[str], digest: str, kind: str) -> dict[str, Any]:
+    told = {"ok": not differences, "differences": differences, "not_checked": not_checked}
+    return {**told, "digest": digest, "kind": kind}

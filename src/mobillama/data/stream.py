@@ -2,12 +2,13 @@
 
 Chunks are read one after the other; inside a chunk the rows come in the order of a keyed permutation, and every pass
 over the data has keys of its own. The arithmetic is specified in docs/formats.md and needs only unsigned 64-bit
-integers: a key from `key`, then a Feistel network over the next even number of bits, walked until it lands inside.
+integers: a key from `key`, then a Feistel network over the next even number of bits, walked until it lands inside. The
+network runs backwards as well, so that the step that reads a row is computed, not searched for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,29 @@ def row_ids(seed: int, step: int, rows_per_step: int, chunk_rows: Sequence[int])
     return rows
 
 
+def positions(seed: int, rows: Sequence[int], epoch: int, chunk_rows: Sequence[int]) -> NDArray[np.int64]:
+    """Where in the reading order pass `epoch` (from 0) reads each of `rows` (global numbers): (n,), counted from 0.
+
+    The inverse of `row_ids`: position p is row p % B of step p // B + 1, with B rows a step.
+
+    >>> rows = row_ids(11111, 1, 10, [3, 2])  # two passes
+    >>> [positions(11111, rows[5 * epoch :][:5], epoch, [3, 2]).tolist() for epoch in (0, 1)]
+    [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    """
+    numbers = np.asarray(rows, np.int64)
+    ends = np.cumsum(np.asarray(chunk_rows, np.int64))  # (chunks,)
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= ends[-1]):
+        raise ValueError(f"rows {numbers.min()} to {numbers.max()}; expected rows 0 to {ends[-1] - 1}")
+    chunks = np.searchsorted(ends, numbers, side="right")
+    found = np.empty(len(numbers), np.int64)
+    for chunk in np.unique(chunks).tolist():
+        start = int(ends[chunk - 1]) if chunk else 0
+        here = np.nonzero(chunks == chunk)[0]
+        inside = (numbers[here] - start).astype(np.uint64)
+        found[here] = start + unpermute(key(READING, seed, epoch, chunk), int(ends[chunk]) - start, inside)
+    return epoch * int(ends[-1]) + found
+
+
 def steps_per_pass(rows_per_step: int, chunk_rows: Sequence[int]) -> int:
     """Whole steps in one pass over the rows, at least 1."""
     return max(1, sum(chunk_rows) // rows_per_step)
@@ -63,12 +87,29 @@ def key(*words: int) -> int:
 
 def permute(secret: int, size: int, places: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Where a permutation of range(size), chosen by the key `secret`, sends each of `places` (all below `size`)."""
+    return _walk(secret, size, places, _network)
+
+
+def unpermute(secret: int, size: int, places: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The inverse of `permute`: what it sends to each of `places` (all below `size`).
+
+    >>> unpermute(7, 5, permute(7, 5, np.arange(5, dtype=np.uint64)).astype(np.uint64)).tolist()
+    [0, 1, 2, 3, 4]
+    """
+    return _walk(secret, size, places, _network_back)
+
+
+Pass = Callable[[list[int], int, NDArray[np.uint64]], NDArray[np.uint64]]
+
+
+def _walk(secret: int, size: int, places: NDArray[np.uint64], network: Pass) -> NDArray[np.int64]:
+    """Pass each place through the network again and again until it lands below `size` (cycle walking)."""
     half = max(1, -(-(size - 1).bit_length() // 2))  # bits of each half of the network
     keys = [_mix(secret ^ number) for number in range(1, ROUNDS + 1)]
     value = places.astype(np.uint64)
     outside = np.arange(len(value))
     while len(outside):
-        value[outside] = _network(keys, half, value[outside])
+        value[outside] = network(keys, half, value[outside])
         outside = outside[value[outside] >= np.uint64(size)]
     return value.astype(np.int64)
 
@@ -79,6 +120,15 @@ def _network(keys: list[int], half: int, value: NDArray[np.uint64]) -> NDArray[n
     left, right = value >> np.uint64(half), value & low
     for secret in keys:
         left, right = right, left ^ (_mix_array(right ^ np.uint64(secret)) & low)
+    return (left << np.uint64(half)) | right
+
+
+def _network_back(keys: list[int], half: int, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The inverse of `_network`: the rounds undone, last first."""
+    low = np.uint64((1 << half) - 1)
+    left, right = value >> np.uint64(half), value & low
+    for secret in reversed(keys):
+        left, right = right ^ (_mix_array(left ^ np.uint64(secret)) & low), left
     return (left << np.uint64(half)) | right
 
 

@@ -1,0 +1,64 @@
+"""Ids back to bytes without an encoder: the pieces of a vocabulary, read in a few milliseconds.
+
+Look-ups decode a row or two and then end; building all that encoding needs would take them most of their time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mobillama import manifest
+from mobillama.tokenizer.text_stream import decode_bytes
+from mobillama.tokenizer.tokenizer import FILE, UNKNOWN_SHOWN, Tokenizer
+from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, SPACE, UNKNOWN
+
+VOCAB, PREPEND = '"vocab":{', '"type":"Prepend"'
+SPECIAL = {
+    BEGIN: b"",
+    END: b"",
+    UNKNOWN: UNKNOWN_SHOWN.encode(),
+    **{piece: bytes([byte]) for byte, piece in enumerate(BYTES)},
+}
+
+
+class Pieces:
+    """The bytes of every id. Control pieces have none."""
+
+    def __init__(self, pieces: Sequence[str], dummy_prefix: bool) -> None:
+        self.pieces, self.dummy_prefix = pieces, dummy_prefix
+        self.eos_id = pieces.index(END)
+
+    @classmethod
+    def load(cls, folder: Path, digest: str) -> Pieces | None:
+        """The pieces of the tokenizer in `folder`; None if its file is not byte for byte the one with this digest."""
+        path = folder / FILE
+        if not path.is_file() or manifest.sha256_file(path) != digest:
+            return None
+        # The digest says that the file is what Tokenizer.save writes: canonical JSON, and no string in it holds an
+        # unescaped quote. So the vocabulary is cut out of it, and the merges, most of the file, are never parsed.
+        text = path.read_bytes().decode()
+        at = text.find(VOCAB)
+        if at < 0:
+            return None
+        vocab, _ = json.JSONDecoder().raw_decode(text, at + len(VOCAB) - 1)
+        return cls(sorted(vocab, key=vocab.__getitem__), PREPEND in text)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Pieces:
+        """The pieces of a tokenizer that is loaded already."""
+        return cls(tokenizer.vocabulary.pieces, tokenizer.vocabulary.dummy_prefix)
+
+    def parts(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes that each id stands for; the space before a document is still there."""
+        pieces = (self.pieces[id_] for id_ in ids)
+        return [SPECIAL[piece] if piece in SPECIAL else piece.replace(SPACE, " ").encode() for piece in pieces]
+
+    def text(self, ids: Sequence[int], *, begins: bool) -> str:
+        """The text of some ids of a document; `begins` = they are its first, so that the space before it goes.
+
+        A byte that is part of no character reads U+FFFD.
+        """
+        data = b"".join(self.parts(ids))
+        return decode_bytes(data.removeprefix(b" ") if begins and self.dummy_prefix else data)
