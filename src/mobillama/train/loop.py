@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mobillama import manifest
 from mobillama.config import TrainRecipe
@@ -23,6 +25,7 @@ from mobillama.data.shards import Shards, read_shards
 from mobillama.data.stream import row_ids
 from mobillama.device import Place, computing, place
 from mobillama.model.initialise import build_model
+from mobillama.train.batch import Batch, read_batch
 from mobillama.train.checkpoint import newest_checkpoint, sweep_checkpoints
 from mobillama.train.curves import Curves
 from mobillama.train.interruption import Interruption, interruption
@@ -103,21 +106,22 @@ def take_steps(session: Session, curves: Curves, asked: Interruption, on_progres
     for step in range(session.step + 1, steps + 1):
         started = time.monotonic()
         ids = row_ids(config.seed, step, config.rows_per_step, shards.chunk_rows)  # (rows_per_step,)
-        rows = shards.train_rows(ids)  # (rows_per_step, seq_len + 1)
+        batch = read_batch(shards, ids, "train", document_mask=config.document_mask)
         lr = learning_rate(config, step, steps)
         details = f" (learning rate {lr:.3g}, rows {', '.join(map(str, ids[:8]))}{' ...' if len(ids) > 8 else ''})"
 
-        loss = accumulate(session.trainer, rows, config.micro_batch_rows)
+        loss = accumulate(session.trainer, batch, config.micro_batch_rows)
         session.require_number("loss", loss, step, details)
         norm = float(session.trainer.update(lr))
         session.require_number("gradient norm", norm, step, details)
 
-        session.step, session.tokens = step, session.tokens + len(rows) * shards.seq_len
+        session.step, session.tokens = step, session.tokens + batch.tokens
         seconds = time.monotonic() - started
-        result = {"step": step, "rows": digest_rows(ids, rows), "tokens": session.tokens}
+        result = {"step": step, "rows": digest_rows(ids, batch.rows), "tokens": session.tokens}
         result |= {"loss": loss, "grad_norm": norm, "lr": lr}
         session.ledger.append("step", result, {"seconds": round(seconds, 6)})
         session.seconds.append(seconds)
+        session.trained.append(batch.tokens)
         curves.add(step, time.time(), {"loss": loss, "grad_norm": norm, "lr": lr})
         shown = session.display.show(step, loss, seconds)
         if on_progress:
@@ -132,13 +136,20 @@ def take_steps(session: Session, curves: Curves, asked: Interruption, on_progres
             break
 
 
-def accumulate(trainer: TrainStep, rows: NDArray[np.int64], batch: int) -> float:
-    """Forward and backward over one step's rows, `batch` at a time: their mean nats per token."""
-    share = batch / len(rows)
-    losses = [
-        trainer.accumulate(torch.from_numpy(rows[start : start + batch]), share) for start in range(0, len(rows), batch)
-    ]
-    return float(torch.stack(losses).mean())
+def accumulate(trainer: TrainStep, batch: Batch, rows: int) -> float:
+    """Forward and backward over one step's rows, `rows` at a time: mean nats per token; NaN if no target counts."""
+    if batch.counted is None:
+        share = rows / len(batch.rows)
+        losses = [trainer.accumulate(torch.from_numpy(part.rows), share) for part in batch.parts(rows)]
+        return float(torch.stack(losses).mean())
+    shares = [(part, part.tokens / batch.tokens) for part in batch.parts(rows) if part.tokens]
+    nats = [float(_accumulate(trainer, part, share)) * share for part, share in shares]
+    return math.fsum(nats) if nats else math.nan
+
+
+def _accumulate(trainer: TrainStep, part: Batch, share: float) -> Tensor:
+    rows, documents, counted = part.tensors()
+    return trainer.accumulate(rows, share, documents, counted)
 
 
 def digest_rows(ids: NDArray[np.int64], rows: NDArray[np.int64]) -> str:

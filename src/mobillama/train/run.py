@@ -63,6 +63,8 @@ def check_fit(recipe: TrainRecipe, shards: Shards) -> int:
             f"train.rows_per_step={config.rows_per_step}, but {shards.folder} has {shards.num_rows} rows in all, less "
             "than one step of one pass: use fewer rows per step, or say how many steps with --set train.steps=N"
         )
+    if config.document_mask:
+        shards.require_spans()
     steps = config.steps or steps_per_pass(config.rows_per_step, shards.chunk_rows)
     check_schedule(config, steps)
     return steps

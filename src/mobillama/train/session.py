@@ -39,6 +39,7 @@ class Session:
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # trained on
     seconds: list[float] = field(default_factory=list)  # of each step of this process
+    trained: list[int] = field(default_factory=list)  # tokens of each step of this process
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -87,9 +88,13 @@ class Session:
             return
         started = time.monotonic()
         found = validate(
-            self.trainer, self.shards, rows=self.config.validation_rows, batch_rows=self.config.micro_batch_rows
+            self.trainer,
+            self.shards,
+            rows=self.config.validation_rows,
+            batch_rows=self.config.micro_batch_rows,
+            document_mask=self.config.document_mask,
         )
-        self.require_number("validation loss", found["loss"], self.step)
+        self.require_number("validation loss", found["loss"] if found["tokens"] else math.nan, self.step)
         self.ledger.append("validation", {"step": self.step, **found}, {"seconds": _since(started)})
         points = {"validation/loss": found["loss"], "validation/bits_per_byte": found["bits_per_byte"]}
         points |= {f"bits_per_byte/{name}": part["bits_per_byte"] for name, part in found["sources"].items()}
@@ -153,12 +158,11 @@ class Session:
     def summary(self) -> dict[str, Any]:
         """What `train` gives back of this process's work."""
         steady = self.seconds[1:]  # the first step compiles and warms up
-        tokens_per_step = self.config.rows_per_step * self.shards.seq_len
         return {
             **summarise(self.folder, self.ledger, self.steps),
             "seconds": _since(self.began),
             "first_step_seconds": self.seconds[0] if self.seconds else None,
-            "tokens_per_second": len(steady) * tokens_per_step / sum(steady) if steady else None,
+            "tokens_per_second": sum(self.trained[1:]) / sum(steady) if steady else None,
             "environment": self.environment,
             "peak_memory": peak_memory(self.place),
         }

@@ -14,6 +14,7 @@ from torch import Tensor
 from mobillama.config import TrainConfig
 from mobillama.model.transformer import Transformer
 from mobillama.train.attention import causal_attention
+from mobillama.train.document_mask import DocumentAttention
 from mobillama.train.loss import linear_cross_entropy, nats_and_gradient, summed_nats
 from mobillama.train.memory import keep_freed_memory
 from mobillama.train.optimizer import Optimizer
@@ -36,22 +37,31 @@ class TrainStep:
         self.optimizer = Optimizer(dict(model.named_parameters()), config)
         self.working = WorkingCopy(model, dtype)
         self.kernel = nats_and_gradient
+        own_kernel = config.compile and device.type == "cpu" and dtype == torch.bfloat16
+        self.document_attention = DocumentAttention(own_kernel=own_kernel) if config.document_mask else None
+        if self.document_attention:
+            replace_attention(self.working.model, self.document_attention)
+        elif own_kernel:
+            replace_attention(self.working.model, causal_attention)
         if config.compile:
-            if device.type == "cpu" and dtype == torch.bfloat16:
-                replace_attention(self.working.model, causal_attention)
             compile_blocks(self.working.model)
             self.kernel = torch.compile(nats_and_gradient)
         if config.activation_checkpointing:
             recompute_blocks(self.working.model)
 
-    def accumulate(self, rows: Tensor, share: float) -> Tensor:
+    def accumulate(
+        self, rows: Tensor, share: float, documents: Tensor | None = None, counted: Tensor | None = None
+    ) -> Tensor:
         """Add `share` of the gradient of rows (b, seq_len + 1) int64; their mean nats per token (0-d float32).
 
-        share: what part of the step these rows are, b / rows_per_step; the loss returned is not multiplied by it.
+        share: what part of the step's targets these are, b / rows_per_step where all count; the loss returned is not
+        multiplied by it. documents: int64 (b, seq_len), for a config with a document mask. counted: bool (b, seq_len),
+        the targets trained on, at least one; None = all.
         """
-        hidden, targets = self._states(rows)
+        hidden, targets = self._states(rows, documents)
+        counted = None if counted is None else counted.to(self.device).flatten()
         loss = linear_cross_entropy(
-            hidden, self.working.model.head_weight, targets, self.config.loss_chunk_tokens, self.kernel
+            hidden, self.working.model.head_weight, targets, self.config.loss_chunk_tokens, self.kernel, counted
         )
         self.working.share = share
         loss.backward()  # type: ignore[no-untyped-call]
@@ -64,12 +74,17 @@ class TrainStep:
         return norm
 
     @torch.no_grad()
-    def evaluate(self, rows: Tensor) -> Tensor:
-        """Nats (0-d float64) of all trained positions of rows (b, seq_len + 1) int64 together; changes nothing."""
+    def evaluate(self, rows: Tensor, documents: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
+        """Nats (0-d float64) of all counted targets of rows (b, seq_len + 1) int64 together; changes nothing.
+
+        documents, counted: as for `accumulate`.
+        """
         # Without compile: a second shape would compile again, and the forward pass alone gains little.
         with torch.compiler.set_stance("force_eager"):
-            hidden, targets = self._states(rows)
-            return summed_nats(hidden, self.working.model.head_weight, targets, self.config.loss_chunk_tokens)
+            hidden, targets = self._states(rows, documents)
+            counted = None if counted is None else counted.to(self.device).flatten()
+            head = self.working.model.head_weight
+            return summed_nats(hidden, head, targets, self.config.loss_chunk_tokens, counted)
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on: live float32 tensors, `model.<name>` and `optimizer.<...>`."""
@@ -80,8 +95,12 @@ class TrainStep:
         self.optimizer.load_state(tensors)
         self.working.refresh()
 
-    def _states(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _states(self, rows: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
         """States (N, D) behind the final norm and the ids (N,) they shall predict."""
+        if (documents is None) != (self.document_attention is None):
+            raise ValueError("documents are given if, and only if, the config has a document_mask")
+        if self.document_attention and documents is not None:
+            self.document_attention.show(documents.to(self.device))
         rows = rows.to(self.device, torch.int64, non_blocking=True)
         hidden = self.working.model.hidden_states(rows[:, :-1])  # (b, T, D)
         return hidden.flatten(0, 1), rows[:, 1:].flatten()

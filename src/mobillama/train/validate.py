@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mobillama.data.shards import Shards
+from mobillama.train.batch import read_batch
 
 
 class Evaluates(Protocol):
     """What validation needs of a training step."""
 
-    def evaluate(self, rows: Tensor) -> Tensor:
-        """Summed nats of rows (b, seq_len + 1)."""
+    def evaluate(self, rows: Tensor, documents: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
+        """Summed nats of the targets of rows (b, seq_len + 1) that count, all if `counted` is None."""
         ...
 
 
@@ -34,12 +34,18 @@ class Sum:
     tokens: int = 0
     bytes: int = 0
 
+    def loss(self) -> float | None:
+        """Nats per token; None where no token counts."""
+        return self.nats / self.tokens if self.tokens else None
+
     def bits_per_byte(self) -> float | None:
         """None where the rows cover no text."""
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
 
-def validate(step: Evaluates, shards: Shards, *, rows: int, batch_rows: int) -> dict[str, Any]:
+def validate(
+    step: Evaluates, shards: Shards, *, rows: int, batch_rows: int, document_mask: bool = False
+) -> dict[str, Any]:
     """Evaluate `rows` held-out rows (0 = all; else spread evenly over them), `batch_rows` at a time.
 
     Gives plain JSON types: loss (nats per token), bits_per_byte, the same per source, tokens and bytes.
@@ -48,18 +54,19 @@ def validate(step: Evaluates, shards: Shards, *, rows: int, batch_rows: int) -> 
     sources = shards.row_sources(chosen, "validation")
     sums = {}
     for source in np.unique(sources):
-        sums[shards.sources[source]] = _sum_rows(step, shards, chosen[sources == source], batch_rows)
+        here = chosen[sources == source]
+        sums[shards.sources[source]] = _sum_rows(step, shards, here, batch_rows, document_mask)
     total = Sum()
     for part in sums.values():
         total = Sum(total.nats + part.nats, total.tokens + part.tokens, total.bytes + part.bytes)
     return {
-        "loss": total.nats / total.tokens,
+        "loss": total.loss(),
         "bits_per_byte": total.bits_per_byte(),
         "tokens": total.tokens,
         "bytes": total.bytes,
         "sources": {
             name: {
-                "loss": part.nats / part.tokens,
+                "loss": part.loss(),
                 "bits_per_byte": part.bits_per_byte(),
                 "tokens": part.tokens,
                 "bytes": part.bytes,
@@ -80,12 +87,13 @@ def choose_rows(available: int, wanted: int) -> NDArray[np.int64]:
     return np.arange(wanted) * available // wanted
 
 
-def _sum_rows(step: Evaluates, shards: Shards, chosen: NDArray[np.int64], batch_rows: int) -> Sum:
+def _sum_rows(step: Evaluates, shards: Shards, chosen: NDArray[np.int64], batch_rows: int, document_mask: bool) -> Sum:
     found = Sum()
     for start in range(0, len(chosen), batch_rows):
-        batch = chosen[start : start + batch_rows]
-        rows = torch.from_numpy(shards.validation_rows(batch))  # (b, seq_len + 1)
-        found.nats += float(step.evaluate(rows))
-        found.tokens += len(batch) * shards.seq_len
-        found.bytes += int(shards.row_bytes(batch, "validation").sum())
+        ids = chosen[start : start + batch_rows]
+        batch = read_batch(shards, ids, "validation", document_mask=document_mask)
+        rows, documents, counted = batch.tensors()
+        found.nats += float(step.evaluate(rows) if counted is None else step.evaluate(rows, documents, counted))
+        found.tokens += batch.tokens
+        found.bytes += int(shards.row_bytes(ids, "validation", document_mask=document_mask).sum())
     return found
