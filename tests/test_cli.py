@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 COMMANDS = [
-    [], ["quickstart"], ["data"], ["data", "build"], ["data", "show"], ["data", "baseline"], ["tokenizer"],
+    [], ["quickstart"], ["plan"], ["data"], ["data", "build"], ["data", "page"], ["data", "show"],
+    ["data", "baseline"], ["tokenizer"],
     ["tokenizer", "train"], ["tokenizer", "convert"], ["verify"], ["train"], ["model"], ["model", "info"],
     ["generate"], ["export"], ["quantize"], ["bench"], ["bench", "train"], ["bench", "data"], ["bench", "decode"],
     ["bench", "prefill"], ["bench", "table6"], ["bench", "quality"], ["bench", "peers"],

@@ -11,7 +11,7 @@ import sys
 
 # Each of these adds its commands to `app`; help lists them in this order.
 # isort: off
-from mobillama.cli import quickstart, data, tokenizer, train, artefact, generate, model, bench  # noqa: F401
+from mobillama.cli import quickstart, plan, data, tokenizer, train, artefact, generate, model, bench  # noqa: F401
 
 # isort: on
 from mobillama.cli.app import app

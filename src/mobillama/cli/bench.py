@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mobillama.cli.app import Json, Workers, bench_app, show, show_progress
+from mobillama.cli.app import Json, Set, Workers, bench_app, show, show_progress
 
 Against = Annotated[str, typer.Option(help="The peer to measure beside.")]
 
@@ -27,19 +27,45 @@ def bench_train(against: Against = "transformers", as_json: Json = False) -> Non
 def bench_data(
     corpora: Annotated[Path | None, typer.Option(help="Folder of corpora [MOBILLAMA_CORPORA].")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer [MOBILLAMA_TOKENIZER].")] = None,
+    against: Annotated[str, typer.Option(help="Encode and pack beside a peer: datatrove [none].")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds beside the peer.")] = 3,
+    copies: Annotated[int, typer.Option(min=1, help="Make the corpora so many times larger, texts changed.")] = 1,
     workers: Workers = 2,
+    settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Megabytes of text per second from compressed corpora to packed shards, and peak memory.
+    """Megabytes of text per second from compressed corpora to packed shards, seconds of each step, peak memory.
 
-    Example: `mobillama bench data --corpora corpora --tokenizer tokenizer`
+    The peer runs from the installed package (extra `data`). Memory is that of a build of all copies.
+
+    Example: `mobillama bench data --corpora corpora --tokenizer tokenizer --against datatrove`
     """
     from mobillama.bench import data as bench
     from mobillama.config import external_folder
 
     found = external_folder("--corpora", str(corpora or ""), "MOBILLAMA_CORPORA")
     words = external_folder("--tokenizer", str(tokenizer or ""), "MOBILLAMA_TOKENIZER")
-    show_bench(bench.measure(found, words, workers=workers), as_json)
+    result = bench.measure(
+        found, words, workers, against=against, rounds=rounds, copies=copies, settings=settings or ()
+    )
+    lines = [row_words(row) + data_verdict(row, result) for row in result["rows"]]
+    lines += [f"{key}: {value}" for key, value in result.items() if key not in ("rows", "targets", "limits")]
+    show(result, as_json, "\n".join(lines))
+
+
+def data_verdict(row: dict[str, Any], result: dict[str, Any]) -> str:
+    """What a row of the data bench must reach or stay below, and whether it does."""
+    name, said = row["name"], ""
+    if name in result["targets"]:
+        must, goal = result["targets"][name]
+        said += f"; must {must:,g}, goal {goal:,g}: {verdict(row['ours'], must, goal)}"
+    if (ratio := f"{name} ratio") in result["targets"]:
+        must, goal = result["targets"][ratio]
+        said += f"; ratio must {must:g}: {verdict(row['ratio'], must, goal)}"
+    if name in result["limits"]:
+        most, goal = result["limits"][name]
+        said += f"; at most {most:,g}: {verdict(-row['ours'], -most, -goal)}"
+    return said
 
 
 Rounds = Annotated[int, typer.Option(min=1, help="Clean rounds to measure.")]

@@ -52,7 +52,7 @@ def write_run_page(run: Path, out: Path) -> Path:
     for what, label in (("lr", "learning rate"), ("grad_norm", "gradient norm before clipping")):
         line = Line(label, thin(found.curve(what)))
         pictures.append((label.capitalize(), _draw(line, f"{label} of {found.name}", label)))
-    page = _render("run.html.j2", title=f"Training run {found.name}", run=found, pictures=pictures)
+    page = render("run.html.j2", title=f"Training run {found.name}", run=found, pictures=pictures)
     manifest.write_file(out, page.encode())
     return out
 
@@ -65,7 +65,7 @@ def write_quickstart_page(folder: Path, out: Path) -> Path:
     parts = [_part(folder, results[name]) for name in ("corpus", "shards")]
     parts += [_part(folder, f"{model['run']}/model") for model in results["models"]]
     window = smoothing_window(max(len(run.steps) for run in runs))
-    page = _render(
+    page = render(
         "quickstart.html.j2",
         title="mobillama quickstart",
         results=results,
@@ -179,7 +179,8 @@ def _part(folder: Path, name: str) -> dict[str, str]:
     return {"kind": found.kind, "folder": name, "digest": found.digest()}
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates. Error: MissingExtraError without jinja2."""
     try:
         import jinja2
     except ImportError as error:
