@@ -39,7 +39,10 @@ def identify(text: str) -> tuple[str, float]:
 
 
 class Language(PipelineStep):  # type: ignore[misc]
-    """Writes `language` into the metadata of every document, and drops what its subset does not ask for."""
+    """Drops what is not in a language that its subset asks for; `language` goes into the metadata of those looked at.
+
+    A subset that asks for none is not looked at: that would cost a build a fifth of its time.
+    """
 
     name, type = "language", "filter"
 
@@ -51,11 +54,10 @@ class Language(PipelineStep):  # type: ignore[misc]
         """The same documents; `dropped` is added to the metadata of some."""
         for document in data:
             metadata = document.metadata
-            if "dropped" not in metadata:
-                language, score = identify(document.text)
-                metadata["language"] = language
-                wanted = self.languages.get(metadata["source"])
-                if wanted and (language not in wanted or score < THRESHOLD):
+            wanted = self.languages.get(metadata["source"])
+            if wanted and "dropped" not in metadata:
+                metadata["language"], score = identify(document.text)
+                if metadata["language"] not in wanted or score < THRESHOLD:
                     metadata["dropped"] = "language"
             yield document
 
