@@ -80,7 +80,9 @@ def test_a_battery_that_is_emptied_gives_joules_and_milliampere_hours_at_its_vol
     supply(tmp_path, type="Battery", status="Discharging", voltage_now=4_000_000, current_now=-500_000)
 
     def work() -> int:
-        (tmp_path / "class/power_supply/BAT0/current_now").write_text("2000000")
+        now = tmp_path / "class/power_supply/BAT0/current_now"
+        now.with_suffix(".new").write_text("2000000")
+        now.with_suffix(".new").rename(now)  # as a whole: it is being read all the while
         energy.time.sleep(0.5)
         return 100
 
