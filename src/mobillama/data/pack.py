@@ -8,9 +8,12 @@ row `permute(key(DEALING, seed), rows, p)` of all streams, and chunk c of C hold
 
 from __future__ import annotations
 
+import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,9 +26,11 @@ from mobillama.data.chunk import VALIDATION, Arrays, Header, chunk_name, write_c
 from mobillama.data.encode import BASE
 from mobillama.data.parts import replacing
 from mobillama.data.stream import DEALING, key, permute
+from mobillama.errors import DamagedFileError
 
 Ints = NDArray[np.int64]
 Method = Literal["concatenate", "best_fit"]
+OPEN_FILES = 300  # a process may often have 1,024 open
 
 
 class Layout(Protocol):
@@ -83,34 +88,48 @@ class Stream:
         """The table, memory-mapped."""
         return np.memmap(self.table, np.int64, "r").reshape(-1, 3)
 
-    def read(self, start: int, ids: NDArray[Any], lengths: NDArray[Any], maps: Maps) -> int:
+    def read(self, start: int, ids: NDArray[Any], lengths: NDArray[Any], parts: Parts) -> int:
         """Fill `ids` and `lengths` (n,) with the tokens from `start` on; the bytes of text before `start`."""
         part = int(np.searchsorted(self.starts, start, side="right")) - 1
         inside = start - int(self.starts[part])
         base = inside // BASE
-        before = maps.open(self.stems[part], "lengths", np.uint16)[base * BASE : inside].sum(dtype=np.int64)
-        before += self.byte_starts[part] + maps.open(self.stems[part], "bases", np.int64)[base]
+        before = parts.read(self.stems[part], "lengths", np.uint16, base * BASE, inside).sum(dtype=np.int64)
+        before += self.byte_starts[part] + parts.read(self.stems[part], "bases", np.int64, base, base + 1)[0]
         done = 0
         while done < len(ids):
             stop = min(inside + len(ids) - done, int(self.starts[part + 1] - self.starts[part]))
             count = stop - inside
-            ids[done : done + count] = maps.open(self.stems[part], "ids", ids.dtype)[inside:stop]
-            lengths[done : done + count] = maps.open(self.stems[part], "lengths", np.uint16)[inside:stop]
+            ids[done : done + count] = parts.read(self.stems[part], "ids", ids.dtype, inside, stop)
+            lengths[done : done + count] = parts.read(self.stems[part], "lengths", np.uint16, inside, stop)
             part, inside, done = part + 1, 0, done + count
         return int(before)
 
 
-class Maps:
-    """Memory maps of encoded parts, opened on first use."""
+class Parts:
+    """Reads ranges of encoded parts; the files read last stay open.
+
+    Not memory maps: rows of a chunk come from everywhere, so that a worker would in time hold the whole corpus.
+    """
 
     def __init__(self) -> None:
-        self.opened: dict[tuple[Path, str], NDArray[Any]] = {}
+        self.opened: OrderedDict[Path, FileIO] = OrderedDict()
 
-    def open(self, stem: Path, name: str, dtype: Any) -> NDArray[Any]:
-        """The array in file `<stem>.<name>`."""
-        if (stem, name) not in self.opened:
-            self.opened[stem, name] = np.memmap(stem.with_name(f"{stem.name}.{name}"), dtype, "r")
-        return self.opened[stem, name]
+    def read(self, stem: Path, name: str, dtype: Any, start: int, stop: int) -> NDArray[Any]:
+        """Elements `start` to `stop` of the array in `<stem>.<name>`. Error: DamagedFileError if it is too short."""
+        path, size = stem.with_name(f"{stem.name}.{name}"), np.dtype(dtype).itemsize
+        file = self.opened.pop(path, None) or path.open("rb", buffering=0)
+        self.opened[path] = file
+        if len(self.opened) > OPEN_FILES:
+            self.opened.popitem(last=False)[1].close()
+        data = os.pread(file.fileno(), (stop - start) * size, start * size)
+        if len(data) != (stop - start) * size:
+            raise DamagedFileError(f"{path} ends before element {stop}; remove {path.parent.parent} and build again")
+        return np.frombuffer(data, dtype)
+
+    def close(self) -> None:
+        """Close all files."""
+        while self.opened:
+            self.opened.popitem()[1].close()
 
 
 def plan_stream(stems: list[Path], table: Path, method: Method, row_len: int) -> Stream:
@@ -234,19 +253,20 @@ class Cut:
 
     def _fill_rows(self, arrays: Arrays) -> None:
         """Write ids and bytes row by row, and remember the bytes of each piece."""
-        maps, lengths = Maps(), np.empty(self.row_len, np.uint16)
+        parts, lengths = Parts(), np.empty(self.row_len, np.uint16)
         starts, tokens, places = (each.tolist() for each in (self.start, self.tokens, self.place))
         offsets, edges = self.offsets.tolist(), np.concatenate([[0], np.cumsum(self.pieces)]).tolist()
         for row, source in enumerate(self.source.tolist()):
             stream, ids, stop = self.streams[source], arrays["ids"][row], 0
             for piece in range(edges[row], edges[row + 1]):
                 here = slice(places[piece], stop := places[piece] + tokens[piece])
-                self.before[piece] = stream.read(starts[piece], ids[here], lengths[here], maps)
+                self.before[piece] = stream.read(starts[piece], ids[here], lengths[here], parts)
                 self.sizes[piece] = lengths[here].sum(dtype=np.int64)
             ids[stop:] = self.end_id
             arrays["row_bytes"][row] = self.sizes[edges[row] : edges[row + 1]].sum() - int(lengths[0])
             spans = slice(offsets[row], offsets[row + 1])
             arrays["span_first_bytes"][spans] = lengths[arrays["span_token"][spans]]
+        parts.close()
 
     def _spans(self) -> Iterator[tuple[int, Ints, Ints, Ints]]:
         """Per source: the spans of its rows, and of each its piece and its document in the stream's table."""
