@@ -101,6 +101,11 @@ def measure(
     chosen = cases(types, tied=tied)
     for case in chosen:
         parse_types(case.types, tied=tied)  # before anything is measured
+    if shards.padded:
+        raise InputError(
+            f"{shards.folder} was packed by best fit: its padding would be counted as text; give shards that were "
+            "packed with pack.method=concatenate"
+        )
     if not shards.num_validation_rows:
         raise InputError(f"{data} has no held-out rows; build shards with some")
     ids = shards.validation_rows(choose_rows(shards.num_validation_rows, rows))[:, : most + 1]  # (N, T + 1)
