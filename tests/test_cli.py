@@ -62,9 +62,12 @@ def test_model_info_prints_one_json_object():
     assert {"executed_parameters", "flops_per_token"} <= set(row)
 
 
-def test_model_info_needs_no_torch():
+@pytest.mark.parametrize(
+    ("words", "shown"), [(["model", "info"], "large-base-1.2b"), (["plan", "train/mobillama-0.5b"], "FLOPs")]
+)
+def test_looking_at_a_model_or_a_plan_needs_no_torch(words: list[str], shown: str):
     code = (
-        "import sys; sys.argv = ['mobillama', 'model', 'info']\n"
+        f"import sys; sys.argv = {['mobillama', *words]}\n"
         "import mobillama.cli\n"
         "try: mobillama.cli.main()\n"
         "except SystemExit: pass\n"
@@ -72,7 +75,7 @@ def test_model_info_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "large-base-1.2b" in done.stdout
+    assert shown in done.stdout
 
 
 def test_set_is_applied_and_dry_run_prints_the_resolved_recipe():

@@ -98,14 +98,7 @@ def measure(
         figures.append(("data-memory", peak.all / 1e6, "MB peak, PSS of all processes"))
         figures.append(("data-worker-memory", peak.worker / 1e6, "MB peak, PSS of the largest worker"))
         figures.append(("data-driver-memory", peak.driver / 1e6, "MB peak, PSS of the process that starts them"))
-    circumstances = (corpus.circumstance, shards.circumstance)
-    stages = {name: round(value, 2) for each in circumstances for name, value in each["seconds"].items()}
-    steps = {
-        f"{stage}: {name}": round(value, 2)
-        for each in circumstances
-        for stage, found in each.get("step_seconds", {}).items()
-        for name, value in found.items()
-    }
+    stages, steps = _stage_seconds(corpus, shards)
     return {
         "rows": [
             *(
@@ -125,6 +118,17 @@ def measure(
         "targets": {name: list(pair) for name, pair in TARGETS.items()},
         "limits": {name: list(pair) for name, pair in LIMITS.items()},
     }
+
+
+def _stage_seconds(*made: manifest.Manifest) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of every stage of some artefacts, and of every step inside one (all workers together)."""
+    stages: dict[str, float] = {}
+    steps: dict[str, float] = {}
+    for each in made:
+        stages |= {name: round(value, 2) for name, value in each.circumstance["seconds"].items()}
+        for stage, found in each.circumstance.get("step_seconds", {}).items():
+            steps |= {f"{stage}: {name}": round(value, 2) for name, value in found.items()}
+    return stages, steps
 
 
 def _build(recipe: DataRecipe, out: Path, workers: int) -> tuple[float, Peak]:
