@@ -55,6 +55,10 @@ class ModelConfig(Section):
     rope_theta: float = Field(10000.0, gt=0, description="base of the rotary wavelengths")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
     tie_word_embeddings: bool = Field(False, description="use the embedding matrix as the head")
+    ffn_adapter_rank: int = Field(
+        0, ge=0, description="rank of a low-rank path of each layer's own, added to what its FFN gives; 0 = none"
+    )
+    ffn_gain: bool = Field(False, description="a gain per feature of each layer's own on what its FFN gives")
 
     @model_validator(mode="before")
     @classmethod
@@ -226,26 +230,67 @@ class RunData(Section):
     shards: str = Field("", description="folder of shards; empty = --data, else artefacts/shards/<data recipe>")
 
 
+Scale = Literal["1", "1/sqrt(uses)", "1/uses"]
+
+
+class InitConfig(Section):
+    """Weights to start from, instead of new ones of the seed."""
+
+    model: str = Field("", description="a model folder; empty = new weights of the seed")
+    ffn: Literal["layer", "mean", "least_squares"] = Field(
+        "mean", description="how the FFNs of a model with more of them become the stored ones"
+    )
+    layer: int = Field(0, ge=0, description="whose FFN is taken, counted inside each block's layers (ffn = layer)")
+    rows: int = Field(16, ge=1, description="training rows whose activations least_squares fits")
+
+
 class TrainConfig(Section):
     """How a model is trained. The defaults are the paper's (section 4) unless a field says otherwise."""
 
     seed: int = Field(11111, ge=0, description="seed of the initial weights and of the order of rows")
+    ffn_init_scale: Scale = Field(
+        "1", description="factor of the initial weights of an FFN, by the number of layers that use it"
+    )
     steps: int = Field(0, ge=0, description="optimizer steps; 0 = one pass over the shards")
     rows_per_step: int = Field(800, ge=1, description="rows per optimizer step over all devices")
     micro_batch_rows: int = Field(5, ge=1, description="rows per forward pass; the rest is gradient accumulation")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices inside the layers; AdamW for embedding, head and norms"
+    )
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final over peak learning rate (cosine)")
+    muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of the matrices that muon updates")
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    ffn_lr_scale: Scale = Field("1", description="factor of the learning rate of an FFN, by the layers that use it")
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine", description="after the warm-up: a cosine, or the peak held and a linear decay at the end"
+    )
+    decay_share: float = Field(0.2, gt=0, le=1, description="share of the steps after warm-up that wsd decays over")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final over peak learning rate")
     warmup_steps: int = Field(2000, ge=0, description="steps of linear warm-up from 0")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay, on all tensors as in the paper")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of the matrices inside the layers")
+    decay_norms: bool = Field(True, description="weight decay on norms and gains too, as in the paper")
+    decay_embeddings: bool = Field(True, description="weight decay on embedding and head too, as in the paper")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    anomaly: Literal["stop", "skip"] = Field(
+        "stop", description="at a loss or gradient norm that is no number or a spike: end the run, or skip the update"
+    )
+    spike_factor: float = Field(
+        0.0,
+        ge=0,
+        description="a gradient norm above this many times the median of the last 100 is a spike; 0 = none is",
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="compute type (weights and optimizer stay float32); auto = bfloat16 where it is fast",
     )
+    float8: bool = Field(False, description="matrix products inside the layers in float8, on a GPU that has it")
     compile: bool = Field(True, description="compile each block with torch.compile")
+    shard_ranks: int = Field(
+        0, ge=0, description="ranks that one copy of weights and optimizer is spread over; 0 = all (FSDP), else HSDP"
+    )
     document_mask: bool = Field(
         False, description="attention stays inside a document, and its first token is not trained on; off as in Amber"
     )
@@ -257,7 +302,13 @@ class TrainConfig(Section):
     validate_every: int = Field(100, ge=0, description="steps between validations; 0 = only at the end")
     validation_rows: int = Field(0, ge=0, description="held-out rows per validation; 0 = all")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
-    keep_last: int = Field(2, ge=1, description="full training states kept")
+    keep_last: int = Field(2, ge=1, description="full training states kept, beside the published ones")
+    asynchronous: bool = Field(True, description="write checkpoints while training goes on")
+    publish_chunks: bool = Field(
+        False,
+        description="keep the checkpoint at the end of each chunk for good, with a plain model folder (ckpt_000 ...)",
+    )
+    publish_tokens: int = Field(0, ge=0, description="likewise each time this many tokens were read; 0 = never")
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
@@ -275,6 +326,7 @@ class TrainRecipe(Section):
 
     name: str = "custom"
     model: ModelConfig
+    init: InitConfig = InitConfig()
     data: RunData = RunData()
     train: TrainConfig = TrainConfig()
 
