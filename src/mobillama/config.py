@@ -280,7 +280,7 @@ class TrainConfig(Section):
     spike_factor: float = Field(
         0.0,
         ge=0,
-        description="a gradient norm above this many times the median of the last 100 is a spike; 0 = none is",
+        description="a gradient norm above this many times the median of the last 100 is a spike; 0 = never",
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
@@ -306,7 +306,7 @@ class TrainConfig(Section):
     asynchronous: bool = Field(True, description="write checkpoints while training goes on")
     publish_chunks: bool = Field(
         False,
-        description="keep the checkpoint at the end of each chunk for good, with a plain model folder (ckpt_000 ...)",
+        description="keep the checkpoint at each chunk's end for good, with a model folder (ckpt_000 ...)",
     )
     publish_tokens: int = Field(0, ge=0, description="likewise each time this many tokens were read; 0 = never")
 
