@@ -29,7 +29,10 @@ def test_every_shipped_recipe_resolves(kind, recipe):
 
 
 def test_every_recipe_folder_holds_only_kinds_that_are_read():
-    assert {path.name for path in recipes_folder().iterdir() if any(path.glob("*.toml"))} == {"model", "data", "train"}
+    assert {path.name for path in recipes_folder().iterdir() if any(path.glob("*.toml"))} == {
+        *("model", "data", "train"),
+        "eval",  # read by eval/suite.py
+    }
 
 
 def test_a_preset_in_a_train_recipe_is_overlaid_by_its_other_keys(tmp_path):
@@ -47,6 +50,7 @@ def test_a_preset_in_a_train_recipe_is_overlaid_by_its_other_keys(tmp_path):
         (["hidden_size=96", "num_attention_heads=32"], ["odd head size of 3"]),
         (["num_key_value_heads=3"], ["num_key_value_heads=3", "[1, 2, 4, 8, 16, 32]"]),
         (["num_ffn_blocks=23"], ["num_ffn_blocks=23", "num_hidden_layers=22"]),
+        (["ffn_adapter_rank=2049"], ["ffn_adapter_rank=2049", "hidden_size=2048"]),
         (["vocab_size=0"], ["vocab_size=0", "greater than or equal to 1"]),
         (["vocab_size=many"], ["vocab_size='many'", "integer"]),
         (["hidden_size=2532", "intermediate_size=11080"], ["2532", "2560/10240", "mobillama-0.8b.toml"]),
@@ -63,6 +67,32 @@ def test_impossible_shapes_and_unknown_keys_are_named(settings, words):
 def test_a_batch_that_does_not_divide_lists_the_sizes_that_do():
     with pytest.raises(RecipeError, match=r"micro_batch_rows=4.*\[1, 2, 3, 6\]"):
         read_recipe(TrainRecipe, "mini-amber", ["train.rows_per_step=6", "train.micro_batch_rows=4"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train.float8=true", "train.device=cpu"], ["float8=true", "device='cpu'", "only a GPU"]),
+        (["train.float8=true", "train.dtype=float32"], ["float8=true", "dtype='float32'"]),
+        (["init.model=m", "train.ffn_init_scale=1/uses"], ["ffn_init_scale='1/uses'", "init.model='m'"]),
+        (["init.model=m", "init.layer=3"], ["init.layer=3", "init.ffn='mean'"]),
+        (["train.decay_share=0"], ["train.decay_share=0", "greater than 0"]),
+        (["train.optimizer=sgd"], ["train.optimizer='sgd'", "'adamw' or 'muon'"]),
+        (["train.ffn_lr_scale=2"], ["train.ffn_lr_scale=2", "'1/sqrt(uses)'"]),
+    ],
+)
+def test_settings_that_cannot_be_or_would_be_ignored_are_refused(settings, words):
+    with pytest.raises(RecipeError) as error:
+        read_recipe(TrainRecipe, "mini-amber", settings)
+    for word in words:
+        assert word in str(error.value)
+
+
+@given(layers=st.integers(1, 40), data=st.data())
+def test_the_layers_of_the_blocks_are_all_layers_in_order(layers, data):
+    config = ModelConfig(num_hidden_layers=layers, num_ffn_blocks=data.draw(st.integers(1, layers)))
+    of_blocks = [(layer, block) for block in range(config.num_ffn_blocks) for layer in config.layers_of(block)]
+    assert of_blocks == [(layer, config.ffn_block_of(layer)) for layer in range(layers)]
 
 
 def test_broken_toml_names_the_file(tmp_path):

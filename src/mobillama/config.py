@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 import tomllib
 from collections.abc import Sequence
@@ -21,6 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mobillama.errors import InputError, RecipeError
 
 RecipeKind = Literal["model", "data", "train"]
+Scale = Literal["1", "1/sqrt(uses)", "1/uses"]
+
+
+def scale_of(scale: Scale, uses: int) -> float:
+    """The factor that a scale by uses is, for an FFN that `uses` layers use.
+
+    >>> [scale_of(scale, 4) for scale in ("1", "1/sqrt(uses)", "1/uses")]
+    [1.0, 0.5, 0.25]
+    """
+    return {"1": 1.0, "1/sqrt(uses)": 1 / math.sqrt(uses), "1/uses": 1 / uses}[scale]
 
 
 class Section(BaseModel):
@@ -58,7 +69,9 @@ class ModelConfig(Section):
     ffn_adapter_rank: int = Field(
         0, ge=0, description="rank of a low-rank path of each layer's own, added to what its FFN gives; 0 = none"
     )
-    ffn_gain: bool = Field(False, description="a gain per feature of each layer's own on what its FFN gives")
+    ffn_gain: bool = Field(
+        False, description="a gain per feature of each layer's own on what its FFN gives, its adapter apart"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -103,6 +116,11 @@ class ModelConfig(Section):
                 f"num_ffn_blocks={self.num_ffn_blocks} is more than num_hidden_layers={self.num_hidden_layers}; "
                 "use 1 (one for all) to num_hidden_layers (dense)"
             )
+        if self.ffn_adapter_rank > hidden:
+            raise ValueError(
+                f"ffn_adapter_rank={self.ffn_adapter_rank} is more than hidden_size={hidden}, the rank of any path "
+                f"between its ends; use 1 to {hidden}, or 0 for none"
+            )
         return self
 
     @property
@@ -117,6 +135,11 @@ class ModelConfig(Section):
     def first_layer_of(self, block: int) -> int:
         """The first layer that uses FFN block `block`: the name the block is stored under."""
         return -(-block * self.num_hidden_layers // self.num_ffn_blocks)
+
+    def layers_of(self, block: int) -> range:
+        """The layers that use FFN block `block`."""
+        after = self.first_layer_of(block + 1) if block + 1 < self.num_ffn_blocks else self.num_hidden_layers
+        return range(self.first_layer_of(block), after)
 
 
 SourceKind = Literal["jsonl", "parquet", "folder", "python-installation", "warc", "latex", "stackexchange"]
@@ -230,9 +253,6 @@ class RunData(Section):
     shards: str = Field("", description="folder of shards; empty = --data, else artefacts/shards/<data recipe>")
 
 
-Scale = Literal["1", "1/sqrt(uses)", "1/uses"]
-
-
 class InitConfig(Section):
     """Weights to start from, instead of new ones of the seed."""
 
@@ -249,7 +269,7 @@ class TrainConfig(Section):
 
     seed: int = Field(11111, ge=0, description="seed of the initial weights and of the order of rows")
     ffn_init_scale: Scale = Field(
-        "1", description="factor of the initial weights of an FFN, by the number of layers that use it"
+        "1", description="factor of the initial weights of an FFN (all three matrices), by the layers that use it"
     )
     steps: int = Field(0, ge=0, description="optimizer steps; 0 = one pass over the shards")
     rows_per_step: int = Field(800, ge=1, description="rows per optimizer step over all devices")
@@ -320,6 +340,20 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_float8(self) -> Self:
+        if self.float8 and self.device in ("cpu", "mps"):
+            raise ValueError(
+                f"float8=true with device={self.device!r}: only a GPU multiplies in float8; use device=cuda, or "
+                "--set train.float8=false"
+            )
+        if self.float8 and self.dtype == "float32":
+            raise ValueError(
+                "float8=true with dtype='float32': what float8 products give is bfloat16; use dtype=bfloat16 or auto, "
+                "or --set train.float8=false"
+            )
+        return self
+
 
 class TrainRecipe(Section):
     """Shards to a run: one run of `mobillama train`. `model.preset` names a model recipe to overlay."""
@@ -329,6 +363,20 @@ class TrainRecipe(Section):
     init: InitConfig = InitConfig()
     data: RunData = RunData()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.init.model and self.train.ffn_init_scale != "1":
+            raise ValueError(
+                f"train.ffn_init_scale={self.train.ffn_init_scale!r} scales new weights, but init.model="
+                f"{self.init.model!r} gives trained ones; leave one of the two out"
+            )
+        if self.init.layer and self.init.ffn != "layer":
+            raise ValueError(
+                f"init.layer={self.init.layer} is read with init.ffn='layer' only; found init.ffn={self.init.ffn!r}: "
+                "leave init.layer out, or --set init.ffn=layer"
+            )
+        return self
 
 
 R = TypeVar("R", bound=Section)

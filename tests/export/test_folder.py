@@ -16,7 +16,7 @@ from mobillama.config import ModelConfig
 from mobillama.errors import InputError
 from mobillama.export.folder import export_model
 from mobillama.model.initialise import build_model
-from mobillama.model.weights import save_model
+from mobillama.model.weights import load_model, save_model
 from mobillama.tokenizer.tokenizer import train
 
 IDS = [[1, 5, 9, 200, 3, 77], [4, 4, 8, 15, 16, 23]]
@@ -94,6 +94,44 @@ def test_an_hf_folder_stores_the_ffn_once_and_carries_its_code(folder: Path, tmp
     assert (tmp_path / "hf" / "modeling_mobillama.py").is_file()
     sizes = [(path / "model.safetensors").stat().st_size for path in (tmp_path / "hf", folder)]
     assert sizes[0] == sizes[1]
+
+
+def own_parts(folder: Path, **changes: object) -> Path:
+    """The folder's model with gains far from one, or adapters."""
+    config = load_model(folder).config.model_copy(update=changes)
+    model = build_model(config, seed=2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(4))
+    out = folder.with_name("own")
+    save_model(out, model, config)
+    shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
+    return out
+
+
+def test_gains_are_folded_into_the_copies_of_a_llama_folder_and_kept_in_an_hf_one(folder: Path, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    own = own_parts(folder, ffn_gain=True)
+    for form in ("llama", "hf"):
+        export_model(own, tmp_path / form, form)
+    before = mobillama.load(own, device="cpu", dtype="float32")
+    plain = mobillama.load(tmp_path / "llama", device="cpu", dtype="float32")
+    assert (plain.config.num_ffn_blocks, plain.config.ffn_gain) == (4, False)
+    torch.testing.assert_close(plain(IDS), before(IDS), atol=1e-4, rtol=0)
+    assert torch.equal(mobillama.load(tmp_path / "hf", device="cpu", dtype="float32")(IDS), before(IDS))
+    with torch.no_grad():
+        theirs = LlamaForCausalLM.from_pretrained(tmp_path / "llama")(torch.tensor(IDS)).logits
+    torch.testing.assert_close(theirs, before(IDS), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["llama", "llama.cpp"])
+def test_adapters_are_refused_by_forms_that_have_no_place_for_them(folder: Path, tmp_path: Path, form: str) -> None:
+    own = own_parts(folder, ffn_adapter_rank=2)
+    with pytest.raises(InputError, match=r"ffn_adapter_rank=2; .* has no place for .* --format hf"):
+        export_model(own, tmp_path / "out", form)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "own"]
 
 
 def test_bad_requests_leave_nothing_behind(folder: Path, tmp_path: Path) -> None:

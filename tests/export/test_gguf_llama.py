@@ -61,10 +61,14 @@ def llama_logits(weights: dict[str, Array], told: dict[str, Any], ids: list[int]
 
 
 @pytest.mark.parametrize(
-    ("blocks", "groups", "tied"), [(1, 2, False), (2, 4, True), (4, 1, False)], ids=["shared", "grouped", "dense"]
+    ("blocks", "groups", "tied", "gain"),
+    [(1, 2, False, False), (2, 4, True, False), (4, 1, False, False), (2, 2, False, True)],
+    ids=["shared", "grouped", "dense", "gains"],
 )
-def test_a_llama_file_computes_what_the_model_computes(tmp_path: Path, blocks: int, groups: int, tied: bool) -> None:
-    model = small_model(num_ffn_blocks=blocks, num_key_value_heads=groups, tie_word_embeddings=tied)
+def test_a_llama_file_computes_what_the_model_computes(
+    tmp_path: Path, blocks: int, groups: int, tied: bool, gain: bool
+) -> None:
+    model = small_model(num_ffn_blocks=blocks, num_key_value_heads=groups, tie_word_embeddings=tied, ffn_gain=gain)
     folder = save_sealed(tmp_path / "model", model)
     quantize_model(folder, tmp_path / "out.gguf", "f32", architecture="llama")
     weights = {name: tensor.astype(np.float64) for name, tensor in tensors(tmp_path / "out.gguf").items()}
@@ -103,6 +107,27 @@ def test_an_export_for_llama_cpp_is_this_file_in_the_stored_type(tmp_path: Path,
     assert (said["format"], said["architecture"]) == ("llama.cpp", "llama")
     export_model(folder, tmp_path / "f16.gguf", "llama.cpp", types="f16")
     assert set(types(tmp_path / "f16.gguf").values()) == {"f32", "f16"}
+
+
+@pytest.mark.parametrize("changes", [{"ffn_gain": True}, {"ffn_adapter_rank": 2}], ids=str)
+def test_a_file_for_the_engine_refuses_what_layers_have_of_their_own(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    folder = save_sealed(tmp_path / "model", small_model(**changes))
+    with pytest.raises(InputError, match=rf"the model has {next(iter(changes))}=.*--format hf"):
+        quantize_model(folder, tmp_path / "out.gguf", "f32")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_importance_of_shared_ffns_is_refused_where_gains_part_them(tmp_path: Path) -> None:
+    folder = save_sealed(tmp_path / "model", small_model(ffn_gain=True))
+    with pytest.raises(InputError, match="importance was given for a model with ffn_gain=true"):
+        quantize_model(
+            folder,
+            tmp_path / "out.gguf",
+            architecture="llama",
+            importance={"blk.0.ffn_up.weight": np.ones(64, np.float32)},
+        )
 
 
 def test_types_are_for_files_only(tmp_path: Path) -> None:

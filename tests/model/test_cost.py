@@ -52,10 +52,19 @@ def test_the_paper_s_own_0_8b_sizes_are_refused_with_the_reason() -> None:
     layers=st.integers(1, 7),
     vocab=st.integers(1, 50),
     tied=st.booleans(),
+    gain=st.booleans(),
     data=st.data(),
 )
 def test_counted_from_the_config_equals_counted_in_the_model(
-    heads: int, groups: int, head_size: int, inner: int, layers: int, vocab: int, tied: bool, data: st.DataObject
+    heads: int,
+    groups: int,
+    head_size: int,
+    inner: int,
+    layers: int,
+    vocab: int,
+    tied: bool,
+    gain: bool,
+    data: st.DataObject,
 ) -> None:
     config = ModelConfig(
         vocab_size=vocab,
@@ -66,16 +75,21 @@ def test_counted_from_the_config_equals_counted_in_the_model(
         num_key_value_heads=heads // groups if heads % groups == 0 else heads,
         num_ffn_blocks=data.draw(st.integers(1, layers)),
         tie_word_embeddings=tied,
+        ffn_gain=gain,
+        ffn_adapter_rank=data.draw(st.integers(0, heads * head_size)),
     )
     found = cost(config)
     model = outline_model(config)
     assert found.stored_parameters == sum(weight.numel() for weight in model.parameters())
     dense = outline_model(config.model_copy(update={"num_ffn_blocks": layers}))
     assert found.executed_parameters == sum(weight.numel() for weight in dense.parameters())
-    multiplied = sum(weight.numel() for name, weight in dense.named_parameters() if "proj" in name)
+    multiplied = sum(weight.numel() for name, weight in dense.named_parameters() if "proj" in name or "adapter" in name)
     assert found.flops_per_token == 2 * (multiplied + model.head_weight.numel())
     for shares in (found.stored_shares, found.executed_shares):
-        assert shares.ffn + shares.attention + shares.embedding + shares.norm == pytest.approx(1)
+        assert shares.ffn + shares.attention + shares.embedding + shares.norm + shares.adapter == pytest.approx(1)
+    named = {name: weight.numel() for name, weight in model.named_parameters()}
+    assert found.adapter_parameters == sum(size for name, size in named.items() if ".ffn_adapter." in name)
+    assert found.gain_parameters == sum(size for name, size in named.items() if name.endswith(".ffn_gain"))
 
 
 def test_a_shared_model_computes_like_the_large_base() -> None:
@@ -105,6 +119,15 @@ def test_table_shows_every_model_and_its_counts() -> None:
     text = table({name: of(name) for name in COUNTS})
     assert all(f"{count:,}" in text for count in COUNTS.values())
     assert len({len(line) for line in text.splitlines()}) == 1, "columns must line up"
+
+
+def test_table_shows_adapters_and_gains_where_there_are_some() -> None:
+    own = cost(read_recipe(ModelConfig, "mobillama-0.5b", ["ffn_adapter_rank=8", "ffn_gain=true"]))
+    text = table({"plain": of("mobillama-0.5b"), "own": own})
+    assert "of these adapters" in text
+    assert f"{22 * 2 * 2048 * 8:,}" in text
+    assert f"{22 * 2048:,}" in text
+    assert "adapters" not in table({"plain": of("mobillama-0.5b")})
 
 
 def test_tree_has_the_keys_others_rely_on() -> None:

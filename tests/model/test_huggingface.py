@@ -23,6 +23,7 @@ VARIANTS = [
     pytest.param({"num_ffn_blocks": 4, "num_key_value_heads": 2}, id="four-blocks"),
     pytest.param({"num_ffn_blocks": 6}, id="dense"),
     pytest.param({"num_ffn_blocks": 1, "tie_word_embeddings": True}, id="tied-embeddings"),
+    pytest.param({"ffn_adapter_rank": 3, "ffn_gain": True}, id="adapters-and-gains"),
 ]
 
 # What another machine runs: no mobillama, only torch and transformers and the saved folder.
@@ -94,6 +95,7 @@ def test_saved_folders_work_where_mobillama_cannot_be_imported(tmp_path: Path) -
         "shared": tiny_model(seed, num_ffn_blocks=1),
         "four-blocks": tiny_model(seed, num_ffn_blocks=4, num_key_value_heads=2),
         "tied": tiny_model(seed, num_ffn_blocks=1, tie_word_embeddings=True),
+        "own-parts": tiny_model(seed, num_ffn_blocks=2, ffn_adapter_rank=3, ffn_gain=True),
     }
     ids = random_ids(seed, 2, 9)
     for name, model in variants.items():
@@ -186,4 +188,23 @@ def test_remote_code_imports_nothing_of_ours() -> None:
 
     lines = Path(remote.__file__).read_text().splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert imported == {"__future__", "transformers"}
+    assert imported == {"__future__", "typing", "torch", "transformers"}
+
+
+def test_a_model_made_by_transformers_starts_with_adapters_that_give_nothing() -> None:
+    register()
+    shape = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4}
+    config = AutoConfig.for_model("mobillama", **shape, num_attention_heads=2, ffn_adapter_rank=2, ffn_gain=True)
+    layer = AutoModelForCausalLM.from_config(config).model.layers[1]
+    assert not layer.ffn_adapter.up.weight.any()
+    assert layer.ffn_adapter.down.weight.std() > 0.005
+    assert torch.equal(layer.ffn_gain, torch.ones(16))
+
+
+def test_hidden_states_of_layers_with_own_parts_are_recorded(tmp_path: Path) -> None:
+    model = tiny_model(3, ffn_adapter_rank=2)
+    save_model(tmp_path / "model", model, model.config)
+    register()
+    twin = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    found = twin(random_ids(3, 1, 5), output_hidden_states=True).hidden_states
+    assert len(found) == model.config.num_hidden_layers + 1

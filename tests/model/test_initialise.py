@@ -6,7 +6,7 @@ import pytest
 import torch
 from twins import TINY, new_seed
 
-from mobillama.config import ModelConfig
+from mobillama.config import ModelConfig, Scale
 from mobillama.model.initialise import build_model, initialise
 from mobillama.model.transformer import Transformer
 
@@ -69,3 +69,25 @@ def test_another_type_holds_the_same_numbers_rounded() -> None:
     initialise(narrow, 3)
     for name, weight in narrow.state_dict().items():
         assert torch.equal(weight, wide.state_dict()[name].bfloat16()), name
+
+
+def test_adapters_and_gains_start_at_changing_nothing() -> None:
+    plain = build_model(CONFIG, 5)
+    own = build_model(CONFIG.model_copy(update={"ffn_adapter_rank": 4, "ffn_gain": True}), 5)
+    state = own.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in plain.state_dict().items())
+    assert len(state) == len(plain.state_dict()) + 3 * CONFIG.num_hidden_layers
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(own(ids), plain(ids))
+        own.layers[2].ffn_adapter.up.weight.add_(0.1)
+        assert not torch.equal(own(ids), plain(ids))
+
+
+@pytest.mark.parametrize(("scale", "factors"), [("1/sqrt(uses)", (2**-0.5, 1.0)), ("1/uses", (0.5, 1.0))])
+def test_initial_ffns_are_scaled_by_the_layers_that_use_them(scale: Scale, factors: tuple[float, float]) -> None:
+    config = CONFIG.model_copy(update={"num_hidden_layers": 3, "num_ffn_blocks": 2})  # two layers, and one
+    plain, scaled = build_model(config, 5).state_dict(), build_model(config, 5, ffn_init_scale=scale).state_dict()
+    for name, weight in plain.items():
+        factor = factors[int(name.split(".")[1])] if name.startswith("ffns.") else 1.0
+        torch.testing.assert_close(scaled[name], weight * factor, rtol=1e-6, atol=0)

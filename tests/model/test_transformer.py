@@ -148,6 +148,25 @@ def test_last_only_gives_the_last_position() -> None:
     torch.testing.assert_close(model(ids, last_only=True), model(ids)[:, -1:])
 
 
+@torch.no_grad()
+def test_a_layer_adds_its_own_gain_times_the_shared_ffn_and_its_own_adapter() -> None:
+    seed = new_seed()
+    model = tiny_model(seed, ffn_gain=True, ffn_adapter_rank=5)
+    folded = tiny_model(seed, num_ffn_blocks=6)
+    folded.load_state_dict(
+        {name: weight for name, weight in dense_twin(model).state_dict().items() if name in folded.state_dict()}
+    )
+    for layer, (block, ffn) in enumerate(zip(model.layers, folded.ffns, strict=True)):
+        ffn.down_proj.weight.mul_(block.ffn_gain[:, None])
+        path = block.ffn_adapter.up.weight @ block.ffn_adapter.down.weight  # (D, D)
+        ffn.register_forward_hook(lambda _, inputs, output, path=path: output + inputs[0] @ path.T)
+        assert model.ffn_of(layer) is model.ffns[0]
+    ids = random_ids(seed, 2, 11)
+    torch.testing.assert_close(model(ids), folded(ids), atol=1e-4, rtol=0)
+    model.layers[5].ffn_gain.add_(1)
+    assert (model(ids) - folded(ids)).abs().max() > 1e-2
+
+
 def test_tied_head_is_the_embedding() -> None:
     model = tiny_model(new_seed(), tie_word_embeddings=True)
     assert model.head_weight is model.embed_tokens.weight

@@ -50,6 +50,21 @@ def test_a_saved_model_reads_back_bit_for_bit(tmp_path: Path, blocks: int, tied:
         assert torch.equal(weight, found.state_dict()[name]), name
 
 
+def test_adapters_and_gains_read_back_under_their_layers_names(tmp_path: Path) -> None:
+    model = tiny_model(new_seed(), ffn_adapter_rank=3, ffn_gain=True)
+    save_model(tmp_path / "model", model, model.config)
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert torch.equal(stored["model.layers.4.ffn_gain"], model.state_dict()["layers.4.ffn_gain"])
+    assert stored["model.layers.4.ffn_adapter.down.weight"].shape == (3, TINY["hidden_size"])
+    found = load_model(tmp_path / "model")
+    assert found.config == model.config
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, found.state_dict()[name]), name
+    edit_config(tmp_path / "model", ffn_gain=False)
+    with pytest.raises(InputError, match=r"layers\.0\.ffn_gain.* unexpected"):
+        load_model(tmp_path / "model")
+
+
 def test_each_ffn_is_stored_once_under_the_first_layer_that_uses_it(tmp_path: Path) -> None:
     model = tiny_model(1, num_ffn_blocks=4)
     save_model(tmp_path / "model", model, model.config)

@@ -34,13 +34,16 @@ def new_seed() -> int:
 
 
 def tiny_model(seed: int, **changes: Any) -> Transformer:
-    """A small model whose norms differ from one as well."""
+    """A small model whose norms and gains differ from one as well, and whose adapters give something."""
     model = build_model(ModelConfig(**{**TINY, **changes}), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:
                 weight.uniform_(0.5, 1.5, generator=generator)
+        for block in model.layers:
+            if block.ffn_adapter is not None:  # new ones give nothing
+                block.ffn_adapter.up.weight.normal_(0, 0.3, generator=generator)
     return model
 
 

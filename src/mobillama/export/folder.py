@@ -3,7 +3,7 @@
 hf: a sealed folder as mobillama saves a model, the FFN stored once; transformers loads it with the code in the folder.
 llama: a sealed folder of a plain LlamaForCausalLM with the FFN copied under every layer that uses it. Larger, but any
 program that reads LLaMA folders loads it. config.json keeps `num_ffn_blocks`, which others ignore and which tells
-`mobillama.load` that the copies are one.
+`mobillama.load` that the copies are one. Gains of layers are folded into the copies; adapters are refused.
 llama.cpp: one GGUF file of architecture llama, the FFN copied as well; see gguf_file.py.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from mobillama import manifest
 from mobillama.config import ModelConfig
 from mobillama.errors import InputError
+from mobillama.export.fold_gains import fold_gains, require_no_adapters
 from mobillama.export.gguf_file import quantize_model
 from mobillama.model import config_file
 from mobillama.model.ffn_copies import PARTS, ffn_name
@@ -39,7 +40,8 @@ def export_model(model: str | Path, out: Path, form: str = "hf", types: str | No
 
     types: for llama.cpp, the types of the file as `quantize_model` takes them. Result: `model` (out) and `format`, for
     llama.cpp with what `quantize_model` says of the file.
-    Errors: InputError for an unknown format, types for a folder, a model that is not found, or an `out` that exists.
+    Errors: InputError for an unknown format, types for a folder, a model that is not found, or an `out` that exists,
+    a model with adapters beside its FFN for a form that has no place for them.
     """
     if form not in FORMATS:
         raise InputError(f"--format {form!r} is not known; use one of: {', '.join(FORMATS)}")
@@ -57,6 +59,9 @@ def export_model(model: str | Path, out: Path, form: str = "hf", types: str | No
 def write_folder(folder: Path, out: Path, form: str) -> None:
     """Write the model in `folder` as the sealed folder `out`, hf or llama."""
     loaded = load_model(folder, dtype=stored_dtype(folder))
+    if form == "llama":
+        require_no_adapters(loaded.config, "a plain LLaMA")
+        loaded = fold_gains(loaded)
     with manifest.building(out) as partial:
         clear(partial)
         if form == "hf":

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mobillama import manifest
 from mobillama.config import ModelConfig
 from mobillama.errors import InputError
+from mobillama.export.fold_gains import Folded, require_no_adapters
 from mobillama.export.gguf_layout import ARCHITECTURES, Architecture, Entry, entries, in_file_order, shapes_of
 from mobillama.export.gguf_round import encode
 from mobillama.export.gguf_source import SEED, Source, find_source
@@ -52,13 +53,15 @@ def quantize_model(
     that is written, 0 to 1.
     Result: `out`, `bytes`, `weights`, `bits_per_weight`, `architecture`, `types` by kind, `fallbacks` (tensors -> what
     they got and why, empty where every row fits), `seconds`.
+    Gains of layers are folded into the copies of their FFN (`llama`); `mobillama` has no place for them.
     Errors: InputError for an unknown model, type or architecture, an `out` that exists, importance that fits no tensor,
-    weights that are not finite.
+    weights that are not finite, a model with FFN adapters, or with gains where they cannot be folded.
     """
     started = time.monotonic()
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture {architecture!r} is not known; use one of: {', '.join(ARCHITECTURES)}")
     source = find_source(model, seed)
+    source = _without_own_parts(source, architecture, importance)
     if tokenizer is not None:
         source.tokenizer = Tokenizer.load(tokenizer)
     plan = _Plan(source.config, architecture, types, importance)
@@ -79,6 +82,24 @@ def quantize_model(
         "fallbacks": plan.fallbacks,
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _without_own_parts(source: Source, architecture: Architecture, importance: Importance | None) -> Source:
+    """The source without what layers have of their own beside their FFN, of which no GGUF file knows."""
+    require_no_adapters(source.config, "a GGUF file")
+    if not source.config.ffn_gain:
+        return source
+    if architecture == "mobillama":
+        raise InputError(
+            "the model has ffn_gain=true; a GGUF file for the engine holds each FFN block once and has no place for "
+            "a gain of each layer's own: export --format llama.cpp folds gains into copies, --format hf keeps them"
+        )
+    if importance:
+        raise InputError(
+            "importance was given for a model with ffn_gain=true, whose FFNs are no longer shared in the file; "
+            "leave it out"
+        )
+    return Folded(source)
 
 
 class _Plan:

@@ -15,12 +15,13 @@ from mobillama.config import ModelConfig
 
 @dataclass(frozen=True)
 class Shares:
-    """How parameters divide; the four add up to 1."""
+    """How parameters divide; the five add up to 1."""
 
     ffn: float
     attention: float
     embedding: float  # embedding and head
     norm: float
+    adapter: float  # each layer's own beside its FFN: adapters and gains
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Cost:
     num_ffn_blocks: int
     stored_parameters: int
     executed_parameters: int  # FFN counted once per layer
+    adapter_parameters: int  # low-rank paths beside the FFN, of each layer's own
+    gain_parameters: int  # gains on what the FFN gives, of each layer's own
     stored_shares: Shares
     executed_shares: Shares
     flops_per_token: int  # forward, matrices only: 2 for each weight that is multiplied (embedding look-up is not)
@@ -60,8 +63,10 @@ def cost(config: ModelConfig) -> Cost:
     table = config.vocab_size * hidden
     embedding = table if config.tie_word_embeddings else 2 * table
     norm = (2 * layers + 1) * hidden
-    stored = attention + config.num_ffn_blocks * ffn_block + embedding + norm
-    executed = attention + layers * ffn_block + embedding + norm
+    adapters = layers * 2 * hidden * config.ffn_adapter_rank
+    gains = layers * hidden * config.ffn_gain
+    stored = attention + config.num_ffn_blocks * ffn_block + embedding + norm + adapters + gains
+    executed = attention + layers * ffn_block + embedding + norm + adapters + gains
     return Cost(
         name=config.name,
         hidden_size=hidden,
@@ -69,9 +74,11 @@ def cost(config: ModelConfig) -> Cost:
         num_ffn_blocks=config.num_ffn_blocks,
         stored_parameters=stored,
         executed_parameters=executed,
-        stored_shares=_shares(config.num_ffn_blocks * ffn_block, attention, embedding, norm),
-        executed_shares=_shares(layers * ffn_block, attention, embedding, norm),
-        flops_per_token=2 * (attention + layers * ffn_block + table),
+        adapter_parameters=adapters,
+        gain_parameters=gains,
+        stored_shares=_shares(config.num_ffn_blocks * ffn_block, attention, embedding, norm, adapters + gains),
+        executed_shares=_shares(layers * ffn_block, attention, embedding, norm, adapters + gains),
+        flops_per_token=2 * (attention + layers * ffn_block + adapters + table),
         attention_flops_per_token=4 * layers * hidden * config.max_position_embeddings,
         bytes_fp32=4 * stored,
         bytes_bf16=2 * stored,
@@ -80,9 +87,9 @@ def cost(config: ModelConfig) -> Cost:
     )
 
 
-def _shares(ffn: int, attention: int, embedding: int, norm: int) -> Shares:
-    total = ffn + attention + embedding + norm
-    return Shares(ffn / total, attention / total, embedding / total, norm / total)
+def _shares(*parts: int) -> Shares:
+    total = sum(parts)
+    return Shares(*(part / total for part in parts))
 
 
 def table(costs: Mapping[str, Cost]) -> str:
@@ -94,6 +101,7 @@ def table(costs: Mapping[str, Cost]) -> str:
         ("FFN blocks", [str(c.num_ffn_blocks) for c in costs.values()]),
         ("stored parameters", [f"{c.stored_parameters:,}" for c in costs.values()]),
         ("  FFN / attention / embedding", [_percentages(c.stored_shares) for c in costs.values()]),
+        *_own(costs),
         ("executed parameters", [f"{c.executed_parameters:,}" for c in costs.values()]),
         ("  FFN / attention / embedding", [_percentages(c.executed_shares) for c in costs.values()]),
         ("forward GFLOP per token", [f"{c.flops_per_token / 1e9:.3f}" for c in costs.values()]),
@@ -107,6 +115,15 @@ def table(costs: Mapping[str, Cost]) -> str:
     width = max(len(value) for _, values in rows for value in values)
     cells = [(label, [value.rjust(width) for value in values]) for label, values in rows]
     return "\n".join("  ".join((label.ljust(label_width), *values)) for label, values in cells)
+
+
+def _own(costs: Mapping[str, Cost]) -> list[tuple[str, list[str]]]:
+    """Rows for what layers have of their own beside the FFN, where any of the models has it."""
+    rows = [
+        ("  of these adapters", [f"{c.adapter_parameters:,}" for c in costs.values()]),
+        ("  of these gains", [f"{c.gain_parameters:,}" for c in costs.values()]),
+    ]
+    return [(label, values) for label, values in rows if set(values) != {"0"}]
 
 
 def _percentages(shares: Shares) -> str:

@@ -6,7 +6,7 @@ registered once, on the model, and handed to each block's forward, so that it is
 and in a gradient. Nothing here knows of devices, compute types, compilation or more than one process.
 
 Legend: B batch, T new positions, S all positions (cached + new), D hidden_size, H query heads, K key/value heads,
-Dh head_dim, F intermediate_size, V vocab_size, L layers.
+Dh head_dim, F intermediate_size, R ffn_adapter_rank, V vocab_size, L layers.
 """
 
 from __future__ import annotations
@@ -45,8 +45,23 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        inner = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (B, T, F)
-        return self.down_proj(inner)  # type: ignore[no-any-return]
+        return self.down_proj(self.inner(x))  # type: ignore[no-any-return]
+
+    def inner(self, x: Tensor) -> Tensor:
+        """What `down_proj` gets: (..., D) -> (..., F)."""
+        return F.silu(self.gate_proj(x)) * self.up_proj(x)  # type: ignore[no-any-return]
+
+
+class Adapter(nn.Module):
+    """A low-rank path beside a shared FFN, of one layer's own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.hidden_size, config.ffn_adapter_rank, bias=False)
+        self.up = nn.Linear(config.ffn_adapter_rank, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        return self.up(self.down(x))  # type: ignore[no-any-return]  # (B, T, R) between the two
 
 
 class LayerCache:
@@ -125,13 +140,15 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: its own attention and norms, and the FFN it is handed."""
+    """One layer: its own attention and norms, the FFN it is handed, and what the config adds to that of its own."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_adapter = Adapter(config) if config.ffn_adapter_rank else None
+        self.ffn_gain = nn.Parameter(torch.ones(config.hidden_size)) if config.ffn_gain else None
 
     def forward(
         self,
@@ -144,7 +161,13 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
-        return x + ffn(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        seen = self.post_attention_layernorm(x)  # (B, T, D)
+        given = ffn(seen)
+        if self.ffn_gain is not None:
+            given = given * self.ffn_gain
+        if self.ffn_adapter is not None:
+            given = given + self.ffn_adapter(seen)
+        return x + given  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -166,6 +189,12 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def ffn_of(self, layer: int) -> FeedForward:
+        """The FFN that a layer uses."""
+        ffn = self.ffns[self.config.ffn_block_of(layer)]
+        assert isinstance(ffn, FeedForward)
+        return ffn
 
     @property
     def head_weight(self) -> Tensor:
