@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from mobillama.train.check import check_run
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "tests" / "fixtures" / "format_1"
@@ -164,6 +167,92 @@ def test_both_catch_a_planted_change(chain: Path, change: str):
     told = command(chain / seen_in)
     assert not told["ok"]
     assert word in " ".join(told["differences"])
+
+
+def reseal(folder: Path) -> None:
+    """Make a changed artefact look whole: as a forger would who knows the format of manifests."""
+    tree = json.loads((folder / "manifest.json").read_text())
+    for name, entry in tree["files"].items():
+        data = (folder / name).read_bytes()
+        entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(tree))
+
+
+def change_tensor(folder: Path, pattern: str) -> None:
+    path = sorted(folder.glob(pattern))[0]
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    reseal(folder)
+
+
+def forge_digests(folder: Path) -> None:
+    """A changed tensor with digests, parts and manifest that fit it: only the ledger knows better."""
+    from mobillama.train.digest import part_digests, stored_tensors, write_digests
+
+    change_tensor(folder, "shard-*")
+    tensors = {name: tensor.digest() for name, tensor in stored_tensors(folder).items()}
+    write_digests(folder, tensors)
+    reseal(folder)
+    tree = json.loads((folder / "manifest.json").read_text())
+    tree["counts"] |= part_digests(tensors)
+    (folder / "manifest.json").write_text(json.dumps(tree))
+
+
+CHECKPOINT, PUBLISHED = "checkpoints/step_000006", "published/ckpt_000"
+# A run of today, with sharded checkpoints and published models: what is done to it, a word that both must say
+PLANTED_TODAY: dict[str, tuple[Callable[[Path], None], str]] = {
+    "bit of a shard": (lambda run: flip(next((run / CHECKPOINT).glob("shard-*"))), "shard-"),
+    "missing shard": (lambda run: next((run / CHECKPOINT).glob("shard-*")).unlink(), "missing"),
+    "changed tensor, sealed again": (lambda run: change_tensor(run / CHECKPOINT, "shard-*"), "step_000006"),
+    "changed tensor with digests that fit": (lambda run: forge_digests(run / CHECKPOINT), "digest of"),
+    "edited count of tokens": (
+        lambda run: edit(run / CHECKPOINT / "manifest.json", '"tokens": 384', '"tokens": 385'),
+        "step_000006",
+    ),
+    "newer checkpoint": (lambda run: edit(run / CHECKPOINT / "manifest.json", '"form": 2', '"form": 9'), "version 9"),
+    "bit of a published model": (lambda run: flip(run / PUBLISHED / "model.safetensors"), "model.safetensors"),
+    "changed published model, sealed again": (
+        lambda run: change_tensor(run / PUBLISHED, "model.safetensors"),
+        "step_000006",
+    ),
+    "lineage of a published model": (lambda run: other_digest(run / PUBLISHED / "manifest.json", "checkpoint"), "0000"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Shards and a run of today's version beside each other."""
+    sys.path.insert(0, str(ROOT / "tests" / "train"))
+    import tiny
+
+    from mobillama.train.loop import train
+
+    folder = tmp_path_factory.mktemp("today")
+    train(tiny.recipe(publish_chunks=True, steps=7), tiny.make_shards(folder / "shards"), folder / "run")
+    return folder
+
+
+def test_both_pass_a_run_with_sharded_checkpoints_and_published_models(trained: Path):
+    status, said = tool(trained)
+    assert status == 0, said
+    digests = {Path(line.split()[3]).relative_to(trained).as_posix(): line.split()[2] for line in said.splitlines()}
+    assert {"run", f"run/{CHECKPOINT}", f"run/{PUBLISHED}", "run/published/ckpt_001", "run/model"} <= digests.keys()
+    for name in ("run", f"run/{PUBLISHED}"):
+        told = command(trained / name)
+        assert (told["ok"], told["not_checked"], told["digest"]) == (True, [], digests[name])
+
+
+@pytest.mark.parametrize("change", PLANTED_TODAY)
+def test_both_catch_a_change_planted_in_a_run_of_today(trained: Path, tmp_path: Path, change: str):
+    shutil.copytree(trained, tmp_path / "today")
+    plant, word = PLANTED_TODAY[change]
+    plant(tmp_path / "today" / "run")
+    status, said = tool(tmp_path / "today")
+    assert status == 1
+    assert word in said
+    found = check_run(tmp_path / "today" / "run").differences
+    assert word in " ".join(found)
 
 
 def test_what_is_not_at_hand_is_said_and_is_no_difference(chain: Path):

@@ -2,111 +2,90 @@
 """Check artefacts and runs with the standard library alone: python tools/verify.py PATH ...
 
 Checks every folder under the paths that holds manifest.json or run.json as docs/formats.md says (Manifest, Run): files
-by hash, what it was made from by digest, the chain of a run's ledger. Prints differences, what was not at hand, and a
-line with the root digest of each. Exit status 1 if anything differs. Shares no code with the package.
+by hash, lineage by digest, a run's ledger by its chain, checkpoints tensor by tensor. Prints differences, what was not
+at hand, and the root digest of each. Exit status 1 if anything differs. Shares no code with the package.
 """
 
 import hashlib
 import json
+import mmap
+import re
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-KNOWN = {"mobillama.manifest": 1, "mobillama.run": 1}
-LINES = {"start", "step", "validation", "checkpoint", "resumed", "end"}
-SAID = {  # line of the ledger -> what it gives the sha256 of
-    "checkpoint": {"weights": "weights.safetensors", "optimizer": "optimizer.safetensors"},
-    "end": {"weights": "model.safetensors"},
-}
+KNOWN = {"mobillama.manifest": 1, "mobillama.run": 2, "mobillama.digests": 1}
+FORM = 2  # of a checkpoint; in form 1 the ledger gives the sha256 of its files, as it does of the model's at the end
+SAID = {"checkpoint": ("weights.safetensors", "optimizer.safetensors"), "end": ("model.safetensors",)}
+OUTSIDE = re.compile(r"^$|^/|(^|/)\.\.(/|$)")  # a name that leads out of its folder
+LINES = {"start", "step", "validation", "resumed", *SAID}
+ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError)
 
 
 class Report:
-    """What checking one artefact or run gave."""
+    def __init__(self, path, kind="?"):
+        self.path, self.kind, self.digest, self.wrong, self.missing = path, kind, "", [], []
 
-    def __init__(self, path):
-        self.path, self.kind, self.digest, self.wrong, self.missing = path, "?", "", [], []
-
-    def tell(self):
-        for text in [*self.wrong, *(f"not checked: {text}" for text in self.missing)]:
-            print(f"{self.path}: {text}")
-        print(f"{'DIFFERS' if self.wrong else 'ok'} {self.kind} {self.digest} {self.path}")
+    def compare(self, name, found, expected):
+        if found is None:
+            self.missing.append(f"{name}: not at hand")
+        elif found != expected:
+            self.wrong.append(f"{name}: digest {found}; expected {expected}")
 
 
 def sha256(path):
-    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of(tree, **how):
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":"), **how).encode()).hexdigest()
+
+
 def read(path, name):
-    """A JSON object of format `name`. Error: ValueError in words."""
     tree = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(tree, dict) or tree.get("format") != name:
-        raise ValueError(f"not of format {name}")
-    version = tree.get("format_version")
-    if not isinstance(version, int) or version > KNOWN[name]:
-        raise ValueError(f"format version {version}; this program knows {KNOWN[name]}")
+    if tree["format"] != name or tree["format_version"] > KNOWN[name]:
+        raise ValueError(f"{tree['format']} version {tree['format_version']}; expected {name} up to {KNOWN[name]}")
     return tree
 
 
 def root_digest(manifest):
-    """The identity of an artefact: sha256 of the manifest's canonical JSON without its circumstance."""
-    tree = {key: value for key, value in manifest.items() if key != "circumstance"}
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of({key: value for key, value in manifest.items() if key != "circumstance"}, ensure_ascii=False)
 
 
-def digest_of_origin(path, kind):
-    """The digest of what lies at `path`, as `made_from` names it; None if there is none of that kind."""
-    if kind == "source file":
-        return sha256(path) if path.is_file() else None
-    if kind == "tokenizer":
-        return sha256(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else None
-    file = path / "manifest.json"
-    return root_digest(read(file, "mobillama.manifest")) if file.is_file() else None
+def digest_of_origin(places, kind):
+    """The digest of the first of some places that holds an origin of that kind, as `made_from` names it, or None."""
+    name = {"source file": "", "tokenizer": "tokenizer.json"}.get(kind, "manifest.json")
+    file = next((place / name for place in places if (place / name).is_file()), None)
+    if file is None or kind in ("source file", "tokenizer"):
+        return file and sha256(file)
+    return root_digest(read(file, "mobillama.manifest"))
 
 
 def check_artefact(folder):
     """Files and lineage of one artefact; the report and the manifest (None if it cannot be read)."""
-    report = Report(folder)
+    report, manifest = Report(folder), None
     try:
         manifest = read(folder / "manifest.json", "mobillama.manifest")
         report.kind, report.digest = manifest["kind"], root_digest(manifest)
-        check_files(folder, manifest["files"], report)
-        check_lineage(folder, manifest["made_from"], report)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if OUTSIDE.search(name) or not path.is_file():
+                report.wrong.append(f"{name}: missing, or leads out of the folder")
+            elif (path.stat().st_size, found := sha256(path)) != (entry["bytes"], entry["sha256"]):
+                report.wrong.append(f"{name}: {path.stat().st_size} bytes, sha256 {found}; expected {entry}")
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        extra = there - {*manifest["files"], "manifest.json"}
+        report.wrong += [f"{name}: not in the manifest" for name in sorted(extra)]
+        folder = folder.resolve()
+        runs = [p for up in folder.parents[:2] if (up / "run.json").is_file() for p in (up, up.parent)]
+        for entry in manifest["made_from"]:
+            kind, name = entry["kind"], entry["name"]
+            places = [place / name for place in [*([] if kind == "source file" else [folder]), folder.parent, *runs]]
+            places = [] if OUTSIDE.search(name) else [place for place in places if place.resolve() != folder]
+            report.compare(f"{kind} {name}", digest_of_origin(places, kind), entry["digest"])
+    except ERRORS as error:
         report.wrong.append(f"manifest.json cannot be used: {error!r}")
-        return report, None
     return report, manifest
-
-
-def check_files(folder, promised, report):
-    for name, entry in promised.items():
-        path = folder / name
-        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
-            report.wrong.append(f"{name}: leads out of the folder")
-        elif not path.is_file():
-            report.wrong.append(f"{name}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            report.wrong.append(f"{name}: {path.stat().st_size} bytes; expected {entry['bytes']}")
-        elif (found := sha256(path)) != entry["sha256"]:
-            report.wrong.append(f"{name}: sha256 {found}; expected {entry['sha256']}")
-    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    report.wrong += [f"{name}: not in the manifest" for name in there if name not in {*promised, "manifest.json"}]
-
-
-def check_lineage(folder, made_from, report):
-    folder = folder.resolve()
-    runs = [above.parent for above in folder.parents[:2] if (above / "run.json").is_file()]
-    for entry in made_from:
-        kind, name, promised = entry["kind"], entry["name"], entry["digest"]
-        relative = name and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        places = [*([] if kind == "source file" else [folder]), folder.parent, *runs] if relative else []
-        found = [digest_of_origin(place / name, kind) for place in places if (place / name).resolve() != folder]
-        found = next((digest for digest in found if digest), None)
-        if found is None:
-            report.missing.append(f"{kind} {name}: not at hand")
-        elif found != promised:
-            report.wrong.append(f"made from {kind} {name}: digest {found}; expected {promised}")
 
 
 def read_ledger(path, report):
@@ -118,13 +97,10 @@ def read_ledger(path, report):
         try:
             line = json.loads(raw)
             promised, _ = line["circumstance"]["previous"], line["result"]["step" if number > 1 else "recipe"]
-            if line["kind"] not in LINES or (number == 1) != (line["kind"] == "start"):
-                raise ValueError(f"kind {line['kind']!r}")
-        except (ValueError, KeyError, TypeError) as error:
-            report.wrong.append(f"ledger.jsonl line {number} is not a line: {error!r}")
-            return []
-        if promised != previous:
-            report.wrong.append(f"ledger.jsonl line {number} follows {promised}; line {number - 1} is {previous}")
+            if line["kind"] not in LINES or (number == 1) != (line["kind"] == "start") or promised != previous:
+                raise ValueError(f"kind {line['kind']!r}, follows {promised}; the line before is {previous}")
+        except ERRORS as error:
+            report.wrong.append(f"ledger.jsonl line {number} is not the next line: {error!r}")
             return []
         previous = hashlib.sha256(raw).hexdigest()
         lines.append(line)
@@ -132,65 +108,89 @@ def read_ledger(path, report):
 
 
 def check_run(run, artefacts):
-    """A run's ledger, and its shards, checkpoints and model against it."""
-    report = Report(run)
-    report.kind = "run"
+    """A run's ledger, and its shards, checkpoints and models against it."""
+    report = Report(run, "run")
     try:
-        told = read(run / "run.json", "mobillama.run")
-        lines = read_ledger(run / "ledger.jsonl", report)
-        text = json.dumps(told["recipe"], sort_keys=True, separators=(",", ":"))
-        recipe, shards = told["recipe_digest"], told["shards"]["digest"]
-        if hashlib.sha256(text.encode()).hexdigest() != recipe:
-            report.wrong.append("run.json: recipe and recipe_digest do not fit")
+        told, lines = read(run / "run.json", "mobillama.run"), read_ledger(run / "ledger.jsonl", report)
+        expected = {"recipe": told["recipe_digest"], "shards": told["shards"]["digest"]}
+        report.compare("run.json: recipe", sha256_of(told["recipe"]), expected["recipe"])
         changed = any(line["kind"] == "resumed" and line["result"]["changed"] for line in lines)
-        for name, expected in (("shards", shards), ("recipe", recipe)):
-            if lines and lines[0]["result"][name] != expected and not (name == "recipe" and changed):
-                report.wrong.append(f"ledger.jsonl line 1: {name} {lines[0]['result'][name]}; run.json has {expected}")
+        for name in () if not lines else ("shards",) if changed else ("shards", "recipe"):
+            report.compare(f"ledger.jsonl line 1: {name}", lines[0]["result"][name], expected[name])
         path = Path(told["shards"]["path"])
-        found = [digest_of_origin(place, "shards") for place in (path, run.resolve().parent / path.name)]
-        found = next((digest for digest in found if digest), None)
-        if found is None:
-            report.missing.append(f"shards {path.name}: not at hand")
-        elif found != shards:
-            report.wrong.append(f"shards {path.name}: digest {found}; expected {shards}")
+        found = digest_of_origin((path, run.resolve().parent / path.name), "shards")
+        report.compare(f"shards {path.name}", found, expected["shards"])
         for folder, manifest in artefacts.items():
-            if folder.parent == run / "checkpoints" or folder == run / "model":
-                check_part(folder, manifest, lines, shards, report)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            if folder.parent in (run / "checkpoints", run / "published") or folder == run / "model":
+                check_part(folder, manifest, lines, expected["shards"], report)
+    except ERRORS as error:
         report.wrong.append(f"run.json or ledger.jsonl cannot be used: {error!r}")
     return report
 
 
 def check_part(folder, manifest, lines, shards, report):
-    """A checkpoint or the model against the ledger's line of its step."""
-    kind, step = "end" if folder.name == "model" else "checkpoint", manifest["counts"]["step"]
-    for entry in manifest["made_from"]:
-        if entry["kind"] == "shards" and entry["digest"] != shards:
-            report.wrong.append(f"{folder.name}: made from shards {entry['digest']}; expected {shards}")
-    if lines and max(line["result"].get("step", 0) for line in lines) < step:
-        report.wrong.append(f"{folder.name} is of step {step}, which the ledger does not reach: lines were lost")
-        return
-    said = [line["result"] for line in lines if line["kind"] == kind and line["result"]["step"] == step]
-    if not said:
-        report.missing.append(f"{folder.name}: the ledger has no {kind} line of step {step}")
-        return
-    for key, name in SAID[kind].items():
-        if manifest["files"].get(name, {}).get("sha256") not in [result[key] for result in said]:
-            report.wrong.append(f"{folder.name}/{name}: not the {key} of the ledger's {kind} line of step {step}")
+    """A checkpoint or a model against the ledger's lines of its step."""
+    kind, counts = "end" if folder.name == "model" else "checkpoint", manifest["counts"]
+    wrong = [f"made from {x}" for x in manifest["made_from"] if x["kind"] == "shards" and x["digest"] != shards]
+    said = [{**x["circumstance"], **x["result"]} for x in lines if x["kind"] == kind]
+    said = [line for line in said if line["step"] == counts["step"]]
+    if lines and max(line["result"].get("step", 0) for line in lines) < counts["step"]:
+        wrong.append(f"is of step {counts['step']}, which the ledger does not reach: lines were lost")
+    elif not said:
+        report.missing.append(f"{folder.name}: the ledger has no {kind} line of step {counts['step']}")
+    if counts.get("form", 1) > FORM:
+        wrong.append(f"version {counts['form']}; this program knows {FORM}")
+    elif (published := folder.parent.name == "published") or counts.get("form") == FORM:
+        step = folder.parents[1] / "checkpoints" / f"step_{counts['step']:06d}"
+        told, there = read(step / "digests.json", "mobillama.digests")["tensors"], tensor_digests(folder)
+        weights, rest = ({n: d for n, d in told.items() if n.startswith("model.") == mine} for mine in (True, False))
+        if published:  # there its tensors have other names
+            told, there = sorted(weights.values()), sorted(there.values())
+        wrong += [] if told == there else [f"its tensors have not the digests of {step.name}"]
+        digests = {"weights": sha256_of(weights), "optimizer": sha256_of(rest), "manifest": root_digest(manifest)}
+        for part, digest in digests.items() if not published else ():
+            if {counts.get(part, digest), digest} - {line[part] for line in said or [digests]}:
+                wrong.append(f"digest of {part} {digest}: not that of its manifest and of the ledger")
+    else:
+        for part, name in zip(("weights", "optimizer"), SAID[kind], strict=False) if said else ():
+            if manifest["files"].get(name, {}).get("sha256") not in [line[part] for line in said]:
+                wrong.append(f"{name}: not the {part} of the ledger's {kind} line of step {counts['step']}")
+    report.wrong += [f"{folder.name}: {text}" for text in wrong]
+
+
+def tensor_digests(folder):
+    """The digest of every tensor in the safetensors files of a folder, joined from pieces of rows."""
+    pieces, found = {}, {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        base = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(bytes(data[8:base]))
+        places = json.loads(header.pop("__metadata__", {}).get("DCP_SHARDING_INFO", "{}"))
+        for name, entry in header.items():
+            (start, end), row = entry["data_offsets"], (places.get(name, {}).get("saved_offsets") or [0])[0]
+            pieces.setdefault(name, []).append((row, end - start, entry, data[base + start : base + end]))
+    for name, parts in pieces.items():
+        parts.sort(key=lambda part: part[:2])
+        dtype, shape = parts[0][2]["dtype"], list(parts[0][2]["shape"])
+        shape[:1] = [sum(part[2]["shape"][0] for part in parts)] if shape else []
+        digest = hashlib.sha256(f"{dtype} {json.dumps(shape, separators=(',', ':'))}\n".encode())
+        for part in parts:
+            digest.update(part[3])
+        found[name] = digest.hexdigest()
+    return found
 
 
 def main(paths):
-    """Check all under the paths; the exit status."""
-    files = [
-        file for path in paths for name in ("manifest.json", "run.json") for file in sorted(Path(path).rglob(name))
-    ]
-    built = [file for file in files if not file.parent.name.endswith((".partial", ".removed"))]
+    files = [file for path in paths for file in sorted(Path(path).rglob("*.json"))]
+    built = [file for file in files if not file.parent.name.endswith((".partial", ".removed", ".damaged"))]
     checked = {file.parent: check_artefact(file.parent) for file in built if file.name == "manifest.json"}
     known = {folder: manifest for folder, (_, manifest) in checked.items() if manifest}
     runs = [check_run(file.parent, known) for file in built if file.name == "run.json"]
-    reports = [*(report for report, _ in checked.values()), *runs]
-    for report in reports:
-        report.tell()
+    for report in (reports := [*(report for report, _ in checked.values()), *runs]):
+        for text in [*report.wrong, *(f"not checked: {text}" for text in report.missing)]:
+            print(f"{report.path}: {text}")
+        print(f"{'DIFFERS' if report.wrong else 'ok'} {report.kind} {report.digest} {report.path}")
     return int(any(report.wrong for report in reports)) if reports else "no manifest.json and no run.json there"
 
 

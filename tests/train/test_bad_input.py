@@ -1,7 +1,6 @@
 """Every way in which what a run is given, or finds, can be wrong: found, expected and what to do are said."""
 
 import resource
-import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,6 +9,7 @@ import tiny
 
 from mobillama.data.shards import write_shards
 from mobillama.errors import DamagedFileError, InputError, RecipeError
+from mobillama.train.check import check_run
 from mobillama.train.ledger import FILE, read_ledger
 from mobillama.train.loop import train
 
@@ -82,19 +82,40 @@ def test_a_damaged_run_description_is_named(copied, shards, text):
         train(tiny.recipe(), shards, copied)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
-def test_a_flipped_bit_in_a_checkpoint_stops_the_run_and_removing_it_lets_it_go_on(copied, shards, whole_run, name):
-    folder = copied / "checkpoints" / "step_000012"
-    data = bytearray((folder / name).read_bytes())
+def flip_last(path):
+    data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    (folder / name).write_bytes(data)
-    before = (copied / FILE).read_bytes()
-    with pytest.raises(DamagedFileError, match=rf"{name}: found sha256 .*expected .*goes on from step_000010"):
-        train(tiny.recipe(), shards, copied)
-    assert (copied / FILE).read_bytes() == before
-    shutil.rmtree(folder)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("shard-00001-model-00001", flip_last),
+        ("shard-00001-model-00002", lambda path: path.unlink()),
+        ("digests", flip_last),
+        ("manifest", lambda path: path.unlink()),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used_and_both_are_said(
+    copied, shards, whole_run, capsys, name, damage
+):
+    folder = copied / "checkpoints" / "step_000012"
+    damage(next(folder.glob(f"{name}*")))
     train(tiny.recipe(), shards, copied)
+    said = capsys.readouterr().err
+    assert "not used and set aside" in said
+    assert "going on from step 10 of 12" in said
+    resumed = next(line for line in read_ledger(copied) if line.kind == "resumed")
+    assert (resumed.step, resumed.result["checkpoint"], [*resumed.result["refused"]]) == (
+        *(10, "step_000010"),
+        ["step_000012"],
+    )
+    assert name in resumed.result["refused"]["step_000012"]
     assert tiny.weights(copied) == tiny.weights(whole_run)
+    left = {path.name for path in (copied / "checkpoints").iterdir()}
+    assert left == {"step_000010", "step_000012", "step_000012.damaged"}
+    assert check_run(copied).differences == []
 
 
 def test_a_changed_ledger_stops_the_run(copied, shards):

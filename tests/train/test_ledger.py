@@ -100,3 +100,17 @@ def test_a_number_that_json_cannot_hold_is_never_written(tmp_path):
     with Ledger.open(tmp_path) as ledger, pytest.raises(ValueError, match="JSON"):
         ledger.append("step", {"step": 1, "loss": float("nan")})
     assert read_ledger(tmp_path) == []
+
+
+def test_a_repeat_is_not_compared_where_the_earlier_version_said_nothing(tmp_path):
+    with Ledger.open(tmp_path) as ledger:
+        ledger.append("step", {"step": 1, "loss": 0.5})
+        ledger.append("checkpoint", {"step": 1, "weights": "sha256 of a file", "optimizer": "another"})
+    now = {"step": 1, "form": 2, "weights": "digest of tensors", "optimizer": "another"}
+    with Ledger.open(tmp_path, repeats_after=0) as ledger:
+        ledger.append("step", {"step": 1, "loss": 0.5, "grad_norm_ffn": 1.0, "grad_norm_attention": 2.0})
+        ledger.append("checkpoint", now)
+        with pytest.raises(TrainingError, match=r"did not repeat.*loss 0.25 \(earlier 0.5\)"):
+            ledger.append("step", {"step": 1, "loss": 0.25, "grad_norm_ffn": 1.0, "grad_norm_attention": 2.0})
+    with Ledger.open(tmp_path, repeats_after=0) as ledger, pytest.raises(TrainingError, match="did not repeat"):
+        ledger.append("step", {"step": 1, "loss": 0.5, "skipped": True})

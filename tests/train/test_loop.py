@@ -37,11 +37,12 @@ def results(run, kind):
 
 def test_a_run_leaves_what_the_format_promises(whole_run):
     assert {path.name for path in whole_run.iterdir()} == {
-        "run.json", "ledger.jsonl", "checkpoints", "model", "tensorboard"
+        "run.json", "ledger.jsonl", "checkpoints", "code", "model", "tensorboard"
     }  # fmt: skip
-    assert [line.kind for line in read_ledger(whole_run) if line.kind != "step"] == [
-        "start", "validation", "checkpoint", "validation", "checkpoint", "validation", "checkpoint", "end"
-    ]  # fmt: skip
+    kinds = [line.kind for line in read_ledger(whole_run)]
+    assert (kinds[0], kinds[-1], len(kinds)) == ("start", "end", 1 + 12 + 3 + 3 + 1)
+    assert [line["step"] for line in results(whole_run, "validation")] == [4, 8, 12]
+    assert [line["step"] for line in results(whole_run, "checkpoint")] == [5, 10, 12]  # each once it is sealed
     assert {path.name for path in (whole_run / "checkpoints").iterdir()} == {"step_000010", "step_000012"}
     for folder in (whole_run / "model", whole_run / "checkpoints" / "step_000012"):
         manifest.check(folder)
@@ -54,7 +55,9 @@ def test_a_step_line_says_what_the_step_read_and_did(whole_run, shards):
     for number, result in enumerate(results(whole_run, "step"), 1):
         ids = row_ids(tiny.recipe().train.seed, number, 4, data.chunk_rows)
         content = ids.astype("<i8").tobytes() + data.train_rows(ids).astype("<u4").tobytes()
-        assert list(result) == ["step", "rows", "tokens", "loss", "grad_norm", "lr"]
+        norms = ["grad_norm", "grad_norm_ffn", "grad_norm_attention"]
+        assert list(result) == ["step", "rows", "tokens", "loss", *norms, "lr"]
+        assert result["grad_norm"] ** 2 > result["grad_norm_ffn"] ** 2 + result["grad_norm_attention"] ** 2
         assert result["rows"] == hashlib.sha256(content).hexdigest()
         assert (result["step"], result["tokens"]) == (number, number * 4 * tiny.SEQ_LEN)
 
@@ -239,11 +242,11 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(tmp_path, shards, 
     run, before = tmp_path / "run", {}
     update = TrainStep.update
 
-    def spoil(trainer, lr):
+    def spoil(trainer, lr, most):
         if any((run / "checkpoints").glob("step_*")):
             next(trainer.model.parameters()).grad[0, 0] = float("inf")
             before.update(trainer=trainer, state={name: value.clone() for name, value in trainer.state().items()})
-        return update(trainer, lr)
+        return update(trainer, lr, most)
 
     with monkeypatch.context() as patch, pytest.raises(TrainingError, match=r"gradient norm of step 6 is (inf|nan)"):
         patch.setattr(TrainStep, "update", spoil)

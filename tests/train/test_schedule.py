@@ -41,6 +41,31 @@ def test_more_steps_leave_the_warm_up_as_it_was_but_not_the_cosine():
     assert same_so_far(constant, 20, constant, 30, 20)
 
 
+def test_warmup_stable_decay_holds_the_peak_and_falls_in_a_straight_line():
+    config = TrainConfig(schedule="wsd", learning_rate=2.0, warmup_steps=10, decay_share=0.3, min_lr_ratio=0.25)
+    rates = [learning_rate(config, step, 110) for step in range(1, 111)]
+    assert rates[:10] == [2.0 * step / 10 for step in range(1, 11)]
+    assert rates[10:80] == [2.0] * 70
+    assert rates[80:] == pytest.approx([2.0 - 1.5 * step / 30 for step in range(1, 31)])
+    assert rates != [
+        learning_rate(config.model_copy(update={"schedule": "cosine"}), step, 110) for step in range(1, 111)
+    ]
+
+
+def test_decaying_over_all_steps_or_one_ends_at_the_ratio_too():
+    for share in (1e-9, 1.0):
+        config = TrainConfig(schedule="wsd", learning_rate=1.0, warmup_steps=2, decay_share=share, min_lr_ratio=0)
+        assert [learning_rate(config, step, 12) for step in (2, 12)] == [1.0, 0.0]
+        assert (learning_rate(config, 11, 12) == 1.0) == (share < 1)
+
+
+def test_a_stable_run_can_be_lengthened_until_its_decay_has_begun():
+    config = TrainConfig(schedule="wsd", warmup_steps=5, decay_share=0.2)
+    assert same_so_far(config, 105, config, 205, 85)
+    assert not same_so_far(config, 105, config, 205, 86)
+    assert not same_so_far(config, 105, config.model_copy(update={"schedule": "cosine"}), 205, 6)
+
+
 def test_due_counts_from_the_first_step_and_zero_is_never():
     assert [step for step in range(1, 10) if due(step, 3)] == [3, 6, 9]
     assert not any(due(step, 0) for step in range(1, 10))

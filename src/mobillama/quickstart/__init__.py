@@ -155,7 +155,7 @@ def probe_speed(recipe: TrainRecipe, shards: Path) -> float:
             started = time.monotonic()
             for _ in range(config.rows_per_step // config.micro_batch_rows):
                 step.accumulate(rows, config.micro_batch_rows / config.rows_per_step)
-            float(step.update(config.learning_rate))
+            float(step.update(config.learning_rate).all)
             seconds.append(time.monotonic() - started)
     return statistics.median(seconds[1:])
 

@@ -61,6 +61,9 @@ def read_run(folder: Path) -> Run:
     path = folder / "ledger.jsonl"
     if not path.is_file():
         raise InputError(f"{folder} has no ledger.jsonl, so it is not a run; give the --out folder of a training")
+    described = folder / "run.json"
+    record = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    asynchronous = bool(record.get("recipe", {}).get("train", {}).get("asynchronous"))
     kept: dict[str, dict[int, Result]] = {"step": {}, "validation": {}, "checkpoint": {}}
     restarts, ended, environment = 0, False, {}
     seconds: dict[str, list[float]] = {"step": [], "validation": [], "checkpoint": [], "first": []}
@@ -79,13 +82,13 @@ def read_run(folder: Path) -> Run:
             opening, environment = True, circumstance.get("environment", {})
         if kind in kept:
             kept[kind][int(result["step"])] = result
-            seconds["first" if kind == "step" and opening else kind].append(float(circumstance.get("seconds", 0)))
+            took = _held_up(circumstance.get("seconds", 0), asynchronous)
+            seconds["first" if kind == "step" and opening else kind].append(took)
             opening = opening and kind != "step"
-    record = folder / "run.json"
     return Run(
         name=folder.name,
         folder=folder,
-        record=json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {},
+        record=record,
         steps=[kept["step"][step] for step in sorted(kept["step"])],
         validations=[kept["validation"][step] for step in sorted(kept["validation"])],
         checkpoints=[kept["checkpoint"][step] for step in sorted(kept["checkpoint"])],
@@ -94,3 +97,10 @@ def read_run(folder: Path) -> Run:
         environment=environment,
         seconds=seconds,
     )
+
+
+def _held_up(seconds: Any, asynchronous: bool) -> float:
+    """How long training waited: a checkpoint's seconds are told by its parts, of which only the copy may hold it up."""
+    if not isinstance(seconds, dict):
+        return float(seconds)
+    return float(seconds["copy"] if asynchronous and "copy" in seconds else sum(seconds.values()))

@@ -13,11 +13,12 @@ from typing import Any
 
 from mobillama import manifest
 from mobillama.errors import DamagedFileError, InputError, MobillamaError
-from mobillama.train import ledger
+from mobillama.train import digest, ledger
 from mobillama.train.ledger import Line, read_ledger
 from mobillama.train.run import FILE, read_run
 
-# kind of line -> what it says the sha256 of, file by file
+FORM = 2  # of checkpoints: the newest that is known here
+# kind of line -> what it says the sha256 of, file by file; of checkpoints that is so in form 1
 SAID = {
     "checkpoint": {"weights": "weights.safetensors", "optimizer": "optimizer.safetensors"},
     "end": {"weights": "model.safetensors"},
@@ -50,8 +51,13 @@ def check_run(run: Path) -> Found:
     _check_start(told, lines, found)
     _check_shards(run, told, found)
     for folder in sorted((run / "checkpoints").glob("step_*")):
-        if not folder.name.endswith(".partial"):
+        if folder.name.endswith(".damaged"):
+            found.not_checked.append(f"checkpoints/{folder.name}: set aside as damaged, and not used since")
+        elif not folder.name.endswith(".partial"):
             _check_artefact(run, folder, "checkpoint", lines, told, found)
+    for folder in sorted((run / "published").glob("ckpt_*")):
+        if not folder.name.endswith(".partial"):
+            _check_published(run, folder, found)
     if (run / "model").is_dir():
         _check_artefact(run, run / "model", "end", lines, told, found)
     return found
@@ -110,6 +116,14 @@ def _check_artefact(run: Path, folder: Path, kind: str, lines: list[Line], told:
         found.differences.append(f"{name}: {error}")
         return
     found.differences += [f"{name}/{text}" for text in wrong]
+    form = sealed.counts.get("form", 1)
+    if form > FORM:
+        found.differences.append(
+            f"{name}: found version {form}; this mobillama reads up to {FORM}: install a newer one"
+        )
+        return
+    if form > 1 and not wrong:
+        found.differences += [f"{name}: {text}" for text in _wrong_digests(folder, sealed)]
     for entry in sealed.made_from:
         if entry["kind"] == "shards" and entry["digest"] != told["shards"]["digest"]:
             found.differences.append(
@@ -125,7 +139,59 @@ def _check_artefact(run: Path, folder: Path, kind: str, lines: list[Line], told:
     if not said:
         found.not_checked.append(f"{name}: the ledger has no {kind!r} line of step {step}")
         return
+    if form > 1:
+        for part in digest.PARTS:
+            if sealed.counts.get(part) not in [result[part] for result in said]:
+                found.differences.append(
+                    f"{name}: digest of {part} {sealed.counts.get(part)}; expected {said[-1][part]} as in the ledger"
+                )
+        roots = [line.circumstance.get("manifest") for line in lines if line.kind == kind and line.step == step]
+        if sealed.digest() not in roots:
+            found.differences.append(f"{name}: root digest {sealed.digest()}; expected {roots[-1]} as in the ledger")
+        return
     for key, file in SAID[kind].items():
-        digest = sealed.files.get(file, {}).get("sha256")
-        if digest not in [result[key] for result in said]:
-            found.differences.append(f"{name}/{file}: sha256 {digest}; expected {said[-1][key]} as in the ledger")
+        sha256 = sealed.files.get(file, {}).get("sha256")
+        if sha256 not in [result[key] for result in said]:
+            found.differences.append(f"{name}/{file}: sha256 {sha256}; expected {said[-1][key]} as in the ledger")
+
+
+def _wrong_digests(folder: Path, sealed: manifest.Manifest) -> list[str]:
+    """Tensors that have not the digest a checkpoint gives them, and parts whose digest is not that of their tensors."""
+    try:
+        told = digest.read_digests(folder)
+        there = {name: tensor.digest() for name, tensor in digest.stored_tensors(folder).items()}
+    except DamagedFileError as error:
+        return [str(error)]
+    wrong = [
+        f"tensor {name}: found digest {there.get(name, 'of none')}; expected {told.get(name, 'no such tensor')}"
+        for name in sorted({*told, *there})
+        if told.get(name) != there.get(name)
+    ]
+    parts = digest.part_digests(told)
+    return wrong + [
+        f"{part} of {digest.FILE}: digest {parts[part]}; expected {sealed.counts.get(part)} as in the manifest"
+        for part in parts
+        if parts[part] != sealed.counts.get(part)
+    ]
+
+
+def _check_published(run: Path, folder: Path, found: Found) -> None:
+    """A published model: its files, the checkpoint it was made from, and its weights against that one's digests."""
+    name = folder.relative_to(run).as_posix()
+    try:
+        sealed = manifest.read(folder)
+        wrong = [*manifest.differences(folder), *manifest.extra_files(folder)]
+        source = next(entry for entry in sealed.made_from if entry["kind"] == "checkpoint")
+        checkpoint = run / "checkpoints" / f"step_{int(sealed.counts['step']):06d}"
+        if not (checkpoint / manifest.FILE).is_file():
+            found.not_checked.append(f"{name}: its checkpoint {checkpoint.name} is not at hand")
+        elif (root := manifest.read(checkpoint).digest()) != source["digest"]:
+            wrong.append(f"made from checkpoint {source['digest']}; {checkpoint.name} is {root}")
+        elif not wrong:
+            told = [text for key, text in digest.read_digests(checkpoint).items() if key.startswith("model.")]
+            there = [tensor.digest() for tensor in digest.stored_tensors(folder).values()]
+            if sorted(told) != sorted(there):
+                wrong.append(f"its weights are not those of {checkpoint.name}")
+    except (MobillamaError, KeyError, TypeError, ValueError, StopIteration) as error:
+        wrong = [f"manifest.json cannot be used: {error!r}"]
+    found.differences += [f"{name}/{text}" for text in wrong]

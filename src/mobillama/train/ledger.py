@@ -22,6 +22,8 @@ from mobillama.errors import DamagedFileError, InputError, TrainingError
 FILE = "ledger.jsonl"
 FIRST = "0" * 64  # `previous` of the first line
 Kind = Literal["start", "step", "validation", "checkpoint", "resumed", "end"]
+# Keys of a kind that lines of earlier versions lack: nothing is compared there.
+ADDED: Mapping[str, frozenset[str]] = {"step": frozenset({"grad_norm_ffn", "grad_norm_attention"})}
 REPEATABLE = ("step", "validation", "checkpoint", "end")  # kinds whose result must repeat when its step is repeated
 
 
@@ -111,7 +113,7 @@ class Ledger:
         """Write one line. Errors: TrainingError if this repeats a step with another result (nothing is written)."""
         step = int(result.get("step", 0))
         earlier = self._results.get((kind, step)) if self.exact else None
-        if earlier is not None and earlier != _canonical(result):
+        if earlier is not None and not _repeats(kind, earlier, result):
             raise TrainingError(self._unrepeated(kind, step, json.loads(earlier), result))
         line = Line(kind, dict(result), {**_now(), **(circumstance or {}), "previous": self.tip})
         raw = _canonical({"kind": line.kind, "result": line.result, "circumstance": line.circumstance})
@@ -148,7 +150,9 @@ class Ledger:
         self.last_step = max(self.last_step, line.step)
         self.newest[line.kind] = line
         if line.kind in ("start", "resumed"):
-            self.environment = line.circumstance.get("environment", {})
+            before, self.environment = self.environment, line.circumstance.get("environment", {})
+            if before and before.get("world_size", 1) != self.environment.get("world_size", 1):
+                self._results.clear()  # other ranks, other sums: what they computed need not repeat
 
     def _unrepeated(self, kind: str, step: int, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         different = [key for key in {**earlier, **now} if earlier.get(key) != now.get(key)]
@@ -185,6 +189,17 @@ def _verified(file: BinaryIO, path: Path) -> Iterator[tuple[Line, bytes]]:
             )
         tip = hashlib.sha256(raw).hexdigest()
         yield line, raw
+
+
+def _repeats(kind: Kind, earlier: bytes, result: Mapping[str, Any]) -> bool:
+    """Whether a result is the earlier one again, as far as the version that wrote the earlier one tells."""
+    if earlier == _canonical(result):
+        return True
+    tree: dict[str, Any] = json.loads(earlier)
+    if kind == "checkpoint" and tree.get("form", 1) != result.get("form", 1):
+        return True  # digests of another kind
+    added = ADDED.get(kind, frozenset()) - tree.keys()
+    return tree == {key: value for key, value in result.items() if key not in added}
 
 
 def _canonical(tree: Mapping[str, Any]) -> bytes:

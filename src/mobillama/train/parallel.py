@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mobillama.config import TrainConfig
 from mobillama.model.transformer import Attention, Transformer
+from mobillama.train.attention import causal_attention
+from mobillama.train.document_mask import DocumentAttention
 
 
 class Recomputed(nn.Module):
@@ -22,6 +26,23 @@ class Recomputed(nn.Module):
         """As the block."""
         # Nothing in a block is random, so no generator state needs to be kept.
         return checkpoint(self.block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+def attend_as_configured(
+    model: Transformer, config: TrainConfig, device: torch.device, dtype: torch.dtype
+) -> DocumentAttention | None:
+    """Give every layer the attention that a step of `config` computes with; where it masks documents, that one.
+
+    On a CPU in bfloat16, compiled, it is our own kernel.
+    """
+    own_kernel = config.compile and device.type == "cpu" and dtype == torch.bfloat16
+    if config.document_mask:
+        attention = DocumentAttention(own_kernel=own_kernel)
+        replace_attention(model, attention)
+        return attention
+    if own_kernel:
+        replace_attention(model, causal_attention)
+    return None
 
 
 def replace_attention(model: Transformer, attend: Callable[..., Tensor]) -> None:

@@ -13,21 +13,35 @@ from typing import Any
 from mobillama.config import TrainRecipe
 from mobillama.data.shards import read_shards
 from mobillama.data.stream import steps_per_pass
+from mobillama.errors import InputError
 from mobillama.model.cost import cost
+from mobillama.train.cluster import plan_cluster
 
 FLOAT32, BFLOAT16 = 4, 2
 MOMENTS = 2  # AdamW's
 
 
 def plan_training(
-    recipe: TrainRecipe, shards: Path | None = None, *, seq_len: int = 0, tokens_per_second: float = 0.0
+    recipe: TrainRecipe,
+    shards: Path | None = None,
+    *,
+    seq_len: int = 0,
+    tokens_per_second: float = 0.0,
+    gpus: int = 0,
+    kind: str = "",
+    mfu: float = 0.0,
 ) -> dict[str, Any]:
     """What training `recipe` takes, as plain JSON types; None where it cannot be known.
 
     `shards`: their folder, if it is there. `seq_len`: tokens of a row without it (0 = the model's context).
-    `tokens_per_second`: a speed measured elsewhere, all devices together; 0 = not known. Error: InputError if `shards`
-    is no shards folder.
+    `tokens_per_second`: a speed measured elsewhere, all devices together; 0 = not known. `gpus` and `kind`: what it
+    will run on, `mfu` the share of their stated peak that it will reach (train/cluster.py); 0 and "" = left open.
+    Errors: InputError if `shards` is no shards folder, or for GPUs of no or of an unknown kind.
     """
+    if bool(gpus) != bool(kind):
+        raise InputError("--gpus and --kind belong together: how many GPUs, and of which kind (such as a100-80g)")
+    if mfu and not gpus:
+        raise InputError("--mfu is a share of the stated peak of GPUs; say which with --gpus and --kind")
     config, model, sizes = recipe.train, recipe.model, cost(recipe.model)
     rows: int | None = None
     chunk_rows: tuple[int, ...] = ()
@@ -44,6 +58,19 @@ def plan_training(
     forward = sizes.flops_per_token + attention
     per_token = 3 * forward + (forward - head if config.activation_checkpointing else 0)
     checkpoint = (1 + MOMENTS) * FLOAT32 * sizes.stored_parameters
+    memory, cluster = _memory(recipe, seq_len), None
+    if gpus:
+        cluster = plan_cluster(
+            recipe,
+            gpus,
+            kind,
+            seq_len=seq_len,
+            tokens=tokens,
+            single=memory,
+            mfu=mfu,
+            tokens_per_second=tokens_per_second,
+        )
+        tokens_per_second = cluster["tokens_per_second"]
     return {
         "recipe": recipe.name,
         "steps": steps,
@@ -54,7 +81,7 @@ def plan_training(
         "flops": per_token * tokens if tokens else None,
         "checkpoint_bytes": checkpoint,
         "disk_bytes": checkpoint * config.keep_last + FLOAT32 * sizes.stored_parameters,
-        "memory": _memory(recipe, seq_len),
+        "memory": memory,
         "tokens_per_second": tokens_per_second or None,
         "hours": tokens / tokens_per_second / 3600 if tokens and tokens_per_second else None,
         "hours_why": ""
@@ -62,6 +89,7 @@ def plan_training(
         else "no speed is known: give --tokens-per-second, or --like with a run on the same machine"
         if tokens
         else "the number of steps follows from the shards, which are not built",
+        "cluster": cluster,
     }
 
 

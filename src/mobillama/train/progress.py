@@ -18,7 +18,7 @@ EVERY_SECONDS = 10.0  # between lines where stderr is not a terminal
 class Display:
     """Loss, tokens/s and time left. `quiet` shows nothing (the caller shows progress of its own)."""
 
-    def __init__(self, done: int, steps: int, tokens_per_step: int, *, quiet: bool) -> None:
+    def __init__(self, done: int, steps: int, tokens_per_step: int, *, quiet: bool, what: str = "training") -> None:
         self.quiet = quiet
         self._steps, self._tokens_per_step = steps, tokens_per_step
         self._seconds: deque[float] = deque(maxlen=WINDOW)
@@ -29,7 +29,7 @@ class Display:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), console=self._console
             )
-            self._task = self._bar.add_task("training", total=steps, completed=done, words="first step")
+            self._task = self._bar.add_task(what, total=steps, completed=done, words="first step")
 
     def __enter__(self) -> Self:
         if self._bar:

@@ -18,7 +18,7 @@ from mobillama.data.stream import steps_per_pass
 from mobillama.errors import DamagedFileError, InputError, RecipeError
 from mobillama.train.schedule import check_schedule, same_so_far
 
-FILE, FORMAT, FORMAT_VERSION = "run.json", "mobillama.run", 1
+FILE, FORMAT, FORMAT_VERSION = "run.json", "mobillama.run", 2
 # Names and cadence: no result depends on them.
 FREE = {
     "name",
@@ -28,6 +28,9 @@ FREE = {
     "train.validate_every",
     "train.checkpoint_every",
     "train.keep_last",
+    "train.asynchronous",
+    "train.publish_chunks",
+    "train.publish_tokens",
 }
 # Where and in which order sums are computed: free where results need not repeat bit for bit.
 ROUNDING = {
@@ -115,7 +118,7 @@ def compare_run(
             f"{shards.digest} in {shards.folder}: give the earlier ones with --data, or a new --out"
         )
     old = resolve(TrainRecipe, began["recipe"], str(run / FILE))
-    before, now = dict(_leaves(old.tree())), dict(_leaves(recipe.tree()))
+    before, now = dict(recipe_leaves(old.tree())), dict(recipe_leaves(recipe.tree()))
     changed = {key: now.get(key) for key in {**before, **now} if before.get(key) != now.get(key)}
     allowed = FREE | (set() if recipe.train.deterministic else ROUNDING)
     if began["steps"] != steps and _may_lengthen(old.train, began["steps"], recipe.train, steps, done):
@@ -137,10 +140,10 @@ def _may_lengthen(old: TrainConfig, old_steps: int, new: TrainConfig, steps: int
     return steps >= done and same_so_far(old, old_steps, new, steps, done)
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def recipe_leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of a nested mapping."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
+            yield from recipe_leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import mobillama
+from torch import Tensor
+
 from mobillama import manifest
 from mobillama.config import TrainConfig, TrainRecipe
 from mobillama.data.shards import Shards, tokenizer_files
 from mobillama.device import Place, peak_memory
-from mobillama.errors import DamagedFileError, TrainingError
+from mobillama.errors import TrainingError
 from mobillama.model.weights import save_model
-from mobillama.train import checkpoint as checkpoints
-from mobillama.train.checkpoint import Checkpoint
+from mobillama.train.anomaly import Watch
+from mobillama.train.checkpoint import Checkpoint, load_checkpoint, prune_checkpoints
+from mobillama.train.checkpoint_writer import CheckpointWriter
 from mobillama.train.curves import Curves
-from mobillama.train.ledger import Ledger
+from mobillama.train.environment import environment, keep_code_files
+from mobillama.train.initial import start_digest
+from mobillama.train.ledger import FILE, Kind, Ledger
 from mobillama.train.progress import Display
+from mobillama.train.published import complete_published, is_publication, next_number, write_published
+from mobillama.train.run import read_run
+from mobillama.train.sharded_step import ShardedStep
+from mobillama.train.standing import Standing, summarise
+from mobillama.train.state_results import WholeTensors
 from mobillama.train.step import TrainStep
 from mobillama.train.validate import validate
+from mobillama.train.world import World
 
 
 @dataclass
@@ -33,13 +44,18 @@ class Session:
     shards: Shards
     steps: int
     place: Place
-    ledger: Ledger
-    trainer: TrainStep
+    world: World
+    ledger: Ledger | None  # on rank 0, which alone writes
+    trainer: TrainStep | ShardedStep
+    writer: CheckpointWriter
     display: Display
+    watch: Watch
+    curves: Curves | None = None  # likewise
     step: int = 0  # optimizer steps taken
     tokens: int = 0  # trained on
     seconds: list[float] = field(default_factory=list)  # of each step of this process
     trained: list[int] = field(default_factory=list)  # tokens of each step of this process
+    saved: int = 0  # step of the newest checkpoint
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -50,7 +66,17 @@ class Session:
     @property
     def environment(self) -> dict[str, Any]:
         """What the bits can depend on besides recipe and shards."""
-        return {**self.place.environment(), "mobillama": mobillama.__version__}
+        return environment(self.place, self.world)
+
+    def record(self, kind: Kind, result: Mapping[str, Any], circumstance: Mapping[str, Any] | None = None) -> None:
+        """Append a line to the ledger; rank 0 does."""
+        if self.ledger:
+            self.ledger.append(kind, result, circumstance)
+
+    def draw(self, values: Mapping[str, float | None]) -> None:
+        """Draw a point of each curve at this step; rank 0 does."""
+        if self.curves:
+            self.curves.add(self.step, time.time(), values)
 
     def begin(self) -> None:
         """Write the `start` line."""
@@ -60,29 +86,53 @@ class Session:
             "steps": self.steps,
             "tokens_per_step": self.config.rows_per_step * self.shards.seq_len,
         }
-        self.ledger.append("start", result, {"environment": self.environment})
+        if self.ledger:
+            keep_code_files(self.folder)
+            start = start_digest(self.recipe)
+            result |= {"initial_model": start} if start else {}
+        self.record("start", result, {"environment": self.environment})
 
-    def resume(self, newest: Checkpoint | None, changed: dict[str, Any]) -> None:
-        """Load a checkpoint (None: the initial weights stand) and write the `resumed` line that names it."""
-        result: dict[str, Any] = {"step": 0, "checkpoint": None, "steps": self.steps, "changed": changed}
+    def resume(self, standing: Standing) -> None:
+        """Load the newest good checkpoint (None: the initial weights stand) and write the `resumed` line that names it.
+
+        The line names the checkpoints that were refused as well, and what was wrong with them.
+        """
+        found, newest = standing.newest, standing.newest.checkpoint
         if newest:
-            if self.ledger.last_step < newest.step:
-                raise DamagedFileError(
-                    f"{self.ledger.path} ends at step {self.ledger.last_step}, but {newest.folder} is of step "
-                    f"{newest.step}: lines were lost; restore the file from a copy, or train into a new --out"
-                )
-            self.trainer.load_state(checkpoints.SavedState(newest))
-            self.step, self.tokens = newest.step, newest.tokens
-            if self.ledger.step_of("checkpoint") < newest.step:  # killed between sealing it and saying so
-                self.ledger.append("checkpoint", newest.result())
-            result |= {"step": newest.step, "checkpoint": newest.folder.name, "weights": newest.result()["weights"]}
-        before, now = self.ledger.environment, self.environment
-        if different := [f"{key} {now.get(key)} (earlier {was})" for key, was in before.items() if now.get(key) != was]:
-            self.display.say(f"note: the environment has changed, bits may differ from here on: {', '.join(different)}")
-        self.ledger.append("resumed", result, {"environment": now})
+            load_checkpoint(newest, self.trainer.state())
+            self.trainer.loaded()
+            self.step, self.tokens, self.saved = newest.step, newest.tokens, newest.step
+        for what in found.refused.values():
+            self.display.say(f"not used and set aside: {what}")
+        self.world.once(lambda: complete_published(self.folder, self.recipe, self.shards))
+        if self.ledger:
+            self._record_resumed(self.ledger, standing)
         self.display.say(f"going on from step {self.step} of {self.steps}")
 
-    def validate(self, curves: Curves) -> None:
+    def _record_resumed(self, ledger: Ledger, standing: Standing) -> None:
+        found, newest = standing.newest, standing.newest.checkpoint
+        keep_code_files(self.folder)
+        result: dict[str, Any] = {"step": 0, "checkpoint": None, "steps": self.steps, "changed": standing.changed}
+        result |= {"recipe": (read_run(self.folder) or {})["recipe_digest"]}
+        result |= {"refused": found.result()} if found.refused else {}
+        if newest:
+            if ledger.step_of("checkpoint") < newest.step:  # killed between sealing it and saying so
+                ledger.append("checkpoint", newest.result(), newest.circumstance())
+            result |= {"step": newest.step, "checkpoint": newest.folder.name, "weights": newest.result()["weights"]}
+        before, now = ledger.environment, self.environment
+        if different := [f"{key} {now.get(key)} (earlier {was})" for key, was in before.items() if now.get(key) != was]:
+            self.display.say(f"note: the environment has changed, bits may differ from here on: {', '.join(different)}")
+        ledger.append("resumed", result, {"environment": now})
+
+    def count(self, result: Mapping[str, Any], tokens: int, seconds: float) -> None:
+        """Take a step into the books: `result` is that of its line, `tokens` were trained on in it."""
+        self.step, self.tokens = result["step"], result["tokens"]
+        self.seconds.append(seconds)
+        self.trained.append(tokens)
+        self.record("step", result, {"seconds": round(seconds, 6)})
+        self.draw({key: result[key] for key in ("loss", "grad_norm", "grad_norm_ffn", "grad_norm_attention", "lr")})
+
+    def validate(self) -> None:
         """Evaluate the held-out rows, if there are any, and write the `validation` line."""
         if not self.shards.num_validation_rows:
             return
@@ -91,39 +141,76 @@ class Session:
             self.trainer,
             self.shards,
             rows=self.config.validation_rows,
-            batch_rows=self.config.micro_batch_rows,
+            batch_rows=self.config.micro_batch_rows * self.world.size,
             document_mask=self.config.document_mask,
         )
-        self.require_number("validation loss", found["loss"] if found["tokens"] else math.nan, self.step)
-        self.ledger.append("validation", {"step": self.step, **found}, {"seconds": _since(started)})
+        loss = found["loss"] if found["tokens"] else math.nan
+        if not math.isfinite(loss):
+            self.stop(self.step, f"the validation loss of step {self.step} is {loss}; expected a finite number")
+        self.record("validation", {"step": self.step, **found}, {"seconds": _since(started)})
         points = {"validation/loss": found["loss"], "validation/bits_per_byte": found["bits_per_byte"]}
-        points |= {f"bits_per_byte/{name}": part["bits_per_byte"] for name, part in found["sources"].items()}
-        curves.add(self.step, time.time(), points)
+        self.draw(points | {f"bits_per_byte/{name}": part["bits_per_byte"] for name, part in found["sources"].items()})
         per_byte = "" if found["bits_per_byte"] is None else f", {found['bits_per_byte']:.4f} bits per byte"
         self.display.say(f"step {self.step}: held-out loss {found['loss']:.4f} nats per token{per_byte}")
 
+    def publishes(self, step: int) -> bool:
+        """Whether the checkpoint of a step is kept for good, with a model folder."""
+        return is_publication(self.config, self.shards.chunk_rows, self.shards.seq_len, step, self.steps)
+
     def save(self) -> None:
-        """Write a checkpoint and its line, and let go of the oldest; lines reach the disk before the checkpoint."""
-        self.ledger.sync()
-        started = time.monotonic()
-        saved = checkpoints.save_checkpoint(
-            self.folder,
+        """Begin a checkpoint, after the one before is done; lines reach the disk before it does."""
+        self.settle(wait=True)
+        if self.ledger:
+            self.ledger.sync()
+        published = None
+        if self.publishes(self.step):
+            published = self.world.once(lambda: next_number(self.folder, self.step))
+        self.writer.begin(
             self.trainer.state(),
             step=self.step,
             tokens=self.tokens,
             made_from=manifest.origin(self.shards.folder, self.shards.manifest),
             recipe=self.recipe.tree(),
             circumstance=self.environment,
+            published=published,
+            then=self._publish,
         )
-        self.ledger.append("checkpoint", saved.result(), {"seconds": _since(started)})
-        checkpoints.prune_checkpoints(self.folder, self.config.keep_last)
+        if not self.config.asynchronous:
+            self.settle(wait=True)
+
+    def _publish(self, saved: Checkpoint) -> None:
+        if saved.published is not None:
+            write_published(self.folder, saved, self.recipe, self.shards)
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Once the checkpoint begun last is sealed, write its line and let go of the oldest."""
+        saved = self.writer.wait() if wait else self.writer.finished()
+        if saved is None:
+            return
+        self.saved = saved.step
+        self.record("checkpoint", saved.result(), saved.circumstance())
+        if self.world.is_main:
+            prune_checkpoints(self.folder, self.config.keep_last)
 
     def finish(self) -> None:
         """Write the model folder and the `end` line."""
-        out = self.folder / "model"
-        manifest.remove(out)  # of a run that was lengthened, or of a kill before its `end` line
+        weights: dict[str, Tensor] = {}
         state = self.trainer.state()
-        weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+        whole = WholeTensors({name: tensor for name, tensor in state.items() if name.startswith("model.")})
+        for name, tensor in whole.items():  # one after another, on all ranks
+            if self.world.is_main:
+                weights[name.removeprefix("model.")] = tensor.cpu()
+        out = self.folder / "model"
+        digest = self.world.once(lambda: self._write_model(out, weights))
+        memory = peak_memory(self.place)
+        result = {"step": self.step, "tokens": self.tokens, "weights": digest}
+        self.record("end", result, {"seconds": _since(self.began), **memory})
+        words = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**30:.2f} GiB" for key, value in memory.items())
+        self.display.say(f"finished {self.step} steps; peak memory: {words}; the model is in {out}")
+
+    def _write_model(self, out: Path, weights: Mapping[str, Tensor]) -> str:
+        """The model folder; sha256 (hex) of its weights file."""
+        manifest.remove(out)  # of a run that was lengthened, or of a kill before its `end` line
         with manifest.building(out) as partial:
             save_model(partial, weights, self.recipe.model, tokenizer_files(self.shards.folder))
             sealed = manifest.seal(
@@ -135,31 +222,24 @@ class Session:
                 counts={"step": self.step, "tokens": self.tokens},
                 circumstance=self.environment,
             )
-        result = {"step": self.step, "tokens": self.tokens, "weights": sealed.files["model.safetensors"]["sha256"]}
-        memory = peak_memory(self.place)
-        self.ledger.append("end", result, {"seconds": _since(self.began), **memory})
-        words = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**30:.2f} GiB" for key, value in memory.items())
-        self.display.say(f"finished {self.step} steps; peak memory: {words}; the model is in {out}")
+        return str(sealed.files["model.safetensors"]["sha256"])
 
-    def require_number(self, what: str, value: float, step: int, details: str = "") -> None:
-        """Stop the run at a value that is not a number. Error: TrainingError."""
-        if math.isfinite(value):
-            return
-        last = self.ledger.step_of("checkpoint")
-        rest = f"the checkpoint of step {last} is intact" if last else "no checkpoint was written yet"
+    def stop(self, step: int, wrong: str) -> NoReturn:
+        """End the run at a step that is not to be trusted, for what is wrong with it. Error: TrainingError, always."""
+        self.settle(wait=True)
+        rest = f"the checkpoint of step {self.saved} is intact" if self.saved else "no checkpoint was written yet"
         raise TrainingError(
-            f"the {what} of step {step} is {value}; expected a finite number{details}. Nothing was saved after it; "
-            f"{rest}. Look at what the step read (mobillama data show {self.folder} --step {step}) and at loss and "
-            f"grad_norm of the steps before it in {self.ledger.path}. If they grew: a lower train.learning_rate, more "
-            "train.warmup_steps or a smaller train.clip, in a new --out; train.dtype=float32 tells whether bfloat16 is "
-            "to blame"
+            f"{wrong}. Nothing was saved after it; {rest}. Look at what the step read (mobillama data show "
+            f"{self.folder} --step {step}) and at loss and grad_norm of the steps before it in "
+            f"{self.folder / FILE}. If they grew: a lower train.learning_rate, more train.warmup_steps or a smaller "
+            "train.clip, in a new --out; train.dtype=float32 tells whether bfloat16 is to blame"
         )
 
     def summary(self) -> dict[str, Any]:
         """What `train` gives back of this process's work."""
         steady = self.seconds[1:]  # the first step compiles and warms up
         return {
-            **summarise(self.folder, self.ledger, self.steps),
+            **self.world.once(self._summarise),
             "seconds": _since(self.began),
             "first_step_seconds": self.seconds[0] if self.seconds else None,
             "tokens_per_second": sum(self.trained[1:]) / sum(steady) if steady else None,
@@ -167,21 +247,9 @@ class Session:
             "peak_memory": peak_memory(self.place),
         }
 
-
-def summarise(run: Path, ledger: Ledger, steps: int) -> dict[str, Any]:
-    """Where a run stands, from its ledger: plain JSON types."""
-    finished = ledger.is_ended(steps) and (run / "model").exists()
-    newest, held_out = ledger.newest.get("step"), ledger.newest.get("validation")
-    return {
-        "run": str(run),
-        "model": str(run / "model") if finished else None,
-        "finished": finished,
-        "step": newest.step if newest else 0,
-        "steps": steps,
-        "tokens": newest.result["tokens"] if newest else 0,
-        "loss": newest.result["loss"] if newest else None,
-        "validation": dict(held_out.result) if held_out else None,
-    }
+    def _summarise(self) -> dict[str, Any]:
+        assert self.ledger  # asked on rank 0
+        return summarise(self.folder, self.ledger, self.steps)
 
 
 def _since(started: float) -> float:

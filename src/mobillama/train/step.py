@@ -6,6 +6,7 @@ knows of schedules or counts steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from mobillama.config import TrainConfig
 from mobillama.model.transformer import Transformer
-from mobillama.train.attention import causal_attention
-from mobillama.train.document_mask import DocumentAttention
+from mobillama.train.float8 import use_float8
 from mobillama.train.loss import linear_cross_entropy, nats_and_gradient, summed_nats
 from mobillama.train.memory import keep_freed_memory
-from mobillama.train.optimizer import Optimizer
-from mobillama.train.parallel import compile_blocks, recompute_blocks, replace_attention
+from mobillama.train.optimizer import Norms, Optimizer
+from mobillama.train.parallel import attend_as_configured, compile_blocks, recompute_blocks
 from mobillama.train.precision import WorkingCopy
+from mobillama.train.world import ALONE
 
 
 class TrainStep:
@@ -30,19 +31,16 @@ class TrainStep:
     """
 
     def __init__(self, model: Transformer, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.world = config, device, ALONE
         if device.type == "cpu":
             keep_freed_memory()
         self.model = model.to(device=device, dtype=torch.float32)
-        self.optimizer = Optimizer(dict(model.named_parameters()), config)
+        self.optimizer = Optimizer(dict(model.named_parameters()), config, model.config)
         self.working = WorkingCopy(model, dtype)
         self.kernel = nats_and_gradient
-        own_kernel = config.compile and device.type == "cpu" and dtype == torch.bfloat16
-        self.document_attention = DocumentAttention(own_kernel=own_kernel) if config.document_mask else None
-        if self.document_attention:
-            replace_attention(self.working.model, self.document_attention)
-        elif own_kernel:
-            replace_attention(self.working.model, causal_attention)
+        self.document_attention = attend_as_configured(self.working.model, config, device, dtype)
+        if config.float8:
+            use_float8(self.working.model)
         if config.compile:
             compile_blocks(self.working.model)
             self.kernel = torch.compile(nats_and_gradient)
@@ -50,14 +48,22 @@ class TrainStep:
             recompute_blocks(self.working.model)
 
     def accumulate(
-        self, rows: Tensor, share: float, documents: Tensor | None = None, counted: Tensor | None = None
+        self,
+        rows: Tensor,
+        share: float,
+        documents: Tensor | None = None,
+        counted: Tensor | None = None,
+        *,
+        last: bool = True,
     ) -> Tensor:
         """Add `share` of the gradient of rows (b, seq_len + 1) int64; their mean nats per token (0-d float32).
 
         share: what part of the step's targets these are, b / rows_per_step where all count; the loss returned is not
         multiplied by it. documents: int64 (b, seq_len), for a config with a document mask. counted: bool (b, seq_len),
-        the targets trained on, at least one; None = all.
+        the targets trained on, at least one; None = all. last: no other micro-batch comes before `update`; several
+        ranks sum their gradients then (ShardedStep), one has nothing to do.
         """
+        del last
         hidden, targets = self._states(rows, documents)
         counted = None if counted is None else counted.to(self.device).flatten()
         loss = linear_cross_entropy(
@@ -67,11 +73,18 @@ class TrainStep:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def update(self, lr: float) -> Tensor:
-        """Clip, step and zero the gradients; the global gradient norm before clipping (0-d float32)."""
-        norm = self.optimizer.update(lr)
+    def update(self, lr: float, most: float = math.inf) -> Norms:
+        """Clip, step and zero the gradients; the gradient norms before clipping.
+
+        Where the norm of all is no finite number or above `most`, nothing is changed, and `discard` or the end follow.
+        """
+        norms = self.optimizer.update(lr, most)
         self.working.refresh()
-        return norm
+        return norms
+
+    def discard(self) -> None:
+        """Zero the gradients without an update."""
+        self.optimizer.zero_gradients()
 
     @torch.no_grad()
     def evaluate(self, rows: Tensor, documents: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
@@ -93,6 +106,11 @@ class TrainStep:
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave. Errors: InputError if it is not of this model."""
         self.optimizer.load_state(tensors)
+        self.working.refresh()
+
+    def loaded(self) -> None:
+        """To be called after the tensors of `state` were filled in place."""
+        self.optimizer.loaded()
         self.working.refresh()
 
     def _states(self, rows: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
