@@ -24,11 +24,14 @@ MAY = {
     "loading": {"language_model", "runtime", "generation"},
     "export": {"config", "manifest", "model", "tokenizer", "runtime"},
     "report": {"manifest"},
+    "eval": {"config", "manifest", "device", "tokenizer", "data", "model", "generation", "language_model", "runtime"},
 }
 STAGES = {*MAY} - {"__init__", "errors"}
-MAY |= {"bench": STAGES, "quickstart": STAGES, "cli": STAGES | {"bench", "quickstart"}}
+MAY |= {"bench": STAGES, "experiment": STAGES, "quickstart": STAGES}
+MAY["cli"] = STAGES | {"bench", "experiment", "quickstart"}
 NEVER = {"data": {"torch"}, "config": {"torch"}, "report": {"torch"}, "tokenizer": {"torch"}, "manifest": {"torch"}}
 NEVER |= {"generation": {"torch"}, "runtime": {"torch"}}
+ENDS = ("bench", "experiment", "quickstart")
 HEAVY = {"torch", "datatrove", "pyarrow", "sentencepiece", "transformers", "pydantic", "numpy", "tokenizers"}
 
 
@@ -71,13 +74,13 @@ def test_imports_follow_the_table():
     assert not wrong
 
 
-def test_nothing_but_the_command_line_imports_bench_and_quickstart():
+def test_nothing_but_the_command_line_imports_bench_experiment_and_quickstart():
     importers = {
         room
         for room, paths in rooms().items()
         for path in paths
         for name in imported(path)
-        if name.startswith(("mobillama.bench", "mobillama.quickstart")) and room not in ("bench", "quickstart")
+        if name.startswith(tuple(f"mobillama.{end}" for end in ENDS)) and room not in ENDS
     }
     assert importers == {"cli"}
 
