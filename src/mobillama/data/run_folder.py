@@ -8,7 +8,7 @@ from typing import Any
 
 from mobillama.errors import DamagedFileError, InputError
 
-FORMAT, FORMAT_VERSION = "mobillama.run", 1
+FORMAT, FORMAT_VERSION = "mobillama.run", 2
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:
