@@ -11,7 +11,7 @@ import pytest
 COMMANDS = [
     [], ["quickstart"], ["plan"], ["data"], ["data", "build"], ["data", "page"], ["data", "show"],
     ["data", "baseline"], ["tokenizer"],
-    ["tokenizer", "train"], ["tokenizer", "convert"], ["verify"], ["train"], ["model"], ["model", "info"],
+    ["tokenizer", "train"], ["tokenizer", "convert"], ["verify"], ["train"], ["replay"], ["model"], ["model", "info"],
     ["generate"], ["export"], ["quantize"], ["bench"], ["bench", "train"], ["bench", "data"], ["bench", "decode"],
     ["bench", "prefill"], ["bench", "table6"], ["bench", "quality"], ["bench", "peers"],
 ]  # fmt: skip

@@ -11,7 +11,9 @@ import sys
 
 # Each of these adds its commands to `app`; help lists them in this order.
 # isort: off
-from mobillama.cli import quickstart, plan, data, tokenizer, train, artefact, generate, model, bench  # noqa: F401
+from mobillama.cli import quickstart, plan, data, tokenizer, train, replay  # noqa: F401
+from mobillama.cli import artefact, publish  # noqa: F401
+from mobillama.cli import experiment, generate, model, eval, compare, bench  # noqa: F401
 
 # isort: on
 from mobillama.cli.app import app
@@ -55,6 +57,8 @@ EXTRA_OF = {
     "transformers": "hf",
     "huggingface_hub": "hf",
     "jinja2": "report",
+    "lm_eval": "eval",
+    "datasets": "eval",
 }
 
 

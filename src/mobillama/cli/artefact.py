@@ -34,8 +34,8 @@ def _artefact(folder: Path) -> dict[str, Any]:
     from mobillama import manifest
 
     found = manifest.read(folder)
-    runs = [above.parent for above in folder.resolve().parents[:2] if (above / "run.json").is_file()]
-    wrong, not_checked = manifest.lineage(folder, *runs)
+    runs = [above for above in folder.resolve().parents[:2] if (above / "run.json").is_file()]
+    wrong, not_checked = manifest.lineage(folder, *(place for run in runs for place in (run, run.parent)))
     changed = [*manifest.differences(folder), *manifest.extra_files(folder), *wrong]
     return _result(changed, not_checked, found.digest(), found.kind)
 

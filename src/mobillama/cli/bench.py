@@ -2,25 +2,76 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mobillama.cli.app import Json, Set, Workers, bench_app, show, show_progress
-
-Against = Annotated[str, typer.Option(help="The peer to measure beside.")]
+from mobillama.errors import InputError
 
 
 @bench_app.command("train")
-def bench_train(against: Against = "transformers", as_json: Json = False) -> None:
-    """Training tokens per second, interleaved with a peer in one run.
+def bench_train(
+    against: Annotated[
+        str, typer.Option(help="Measure beside transformers, beside ours nondeterministic, or beside none.")
+    ] = "transformers",
+    recipe: Annotated[str, typer.Option(help="Train recipe to measure, with its rows [a small model].")] = "",
+    preset: Annotated[str, typer.Option(help="Model preset to measure in its place, such as mobillama-0.5b.")] = "",
+    rows: Annotated[int, typer.Option(min=0, help="Rows of a step [8, or the recipe's].")] = 0,
+    micro_rows: Annotated[int, typer.Option(min=0, help="Rows of one pass [all of the step's, or the recipe's].")] = 0,
+    seq_len: Annotated[int, typer.Option(min=0, help="Tokens of a row [the model's context].")] = 0,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds to measure [9; with --overhead 3].")] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of each side in a round [2; with --overhead 100].")] = 0,
+    ranks: Annotated[
+        int, typer.Option(min=0, help="In place of speed: what so many ranks send each other in a step.")
+    ] = 0,
+    overhead: Annotated[
+        bool, typer.Option("--overhead", help="In place of that: what ledger, digests and checkpoints cost a run.")
+    ] = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Training tokens per second, interleaved with a peer in one run, and the share of the machine's arithmetic.
+
+    With --ranks: collectives and bytes per step by kind, from PyTorch's profiler, on this machine's CPU. With
+    --overhead: the recipe (mini-amber) with a checkpoint every 100 steps, beside its bare steps.
 
     Example: `mobillama bench train --against transformers`
+
+    Example: `mobillama bench train --recipe mini-amber --against nondeterministic --rounds 5 --steps 10`
+
+    Example: `mobillama bench train --preset mobillama-0.5b --against none --set train.deterministic=false`
     """
     from mobillama.bench import train as bench
 
-    show_bench(bench.measure(against=against), as_json)
+    shape: dict[str, Any] = {"preset": preset, "rows": rows, "micro_rows": micro_rows, "seq_len": seq_len}
+    if overhead:
+        if ranks or any(shape.values()):
+            raise InputError("--overhead measures a recipe as it is; change it with --set, not with other options")
+        from mobillama.bench import train_overhead
+
+        result = train_overhead.measure(
+            recipe or train_overhead.RECIPE, rounds or 3, steps or train_overhead.EVERY, settings or ()
+        )
+        words = [f"{kind}: {share:.2%} of a step's time" for kind, share in result["overhead"].items()]
+        limit = verdict(-result["overhead"]["asynchronous"], -result["most"], -result["most"])
+        print(f"{'; '.join(words)}; at most {result['most']:.0%} in the background: {limit}", file=sys.stderr)
+    elif ranks:
+        from mobillama.bench import train_collectives
+
+        result = train_collectives.measure(ranks, recipe=recipe, settings=settings or (), **shape)
+    else:
+        result = bench.measure(
+            against=against,
+            rounds=rounds or 9,
+            steps_per_round=steps or 2,
+            recipe=recipe,
+            settings=settings or (),
+            **shape,
+        )
+    show_bench(result, as_json)
 
 
 @bench_app.command("data")
@@ -66,6 +117,41 @@ def data_verdict(row: dict[str, Any], result: dict[str, Any]) -> str:
         most, goal = result["limits"][name]
         said += f"; at most {most:,g}: {verdict(-row['ours'], -most, -goal)}"
     return said
+
+
+@bench_app.command("eval")
+def bench_eval(
+    against: Annotated[str, typer.Option(help="The peer to measure beside: lm_eval.")] = "lm_eval",
+    data: Annotated[Path | None, typer.Option(help="Folder of the benchmarks [MOBILLAMA_BENCHMARKS].")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of the tokenizer [MOBILLAMA_TOKENIZER].")] = None,
+    rows: Annotated[
+        str, typer.Option(metavar="A,B", help="hellaswag, arc_challenge, mmlu, european_history [the first three].")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, fewer where they would take ten minutes.")] = 3,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32, of both sides.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Items per second of evaluation beside lm_eval's own model class, from request strings to results.
+
+    A dense model of 52M random weights, on this machine's CPU; the peer at its fastest batch size of 1, 4, 8 and 16.
+
+    Example: `mobillama bench eval --against lm_eval`
+    """
+    from mobillama.bench import eval as bench
+    from mobillama.config import external_folder
+
+    found = external_folder("--data", str(data or ""), "MOBILLAMA_BENCHMARKS")
+    words = external_folder("--tokenizer", str(tokenizer or ""), "MOBILLAMA_TOKENIZER")
+    chosen = tuple(filter(None, (name.strip() for name in rows.split(","))))
+    result = bench.measure(against, found, words, rows=chosen, rounds=rounds, dtype=dtype)
+    lines = []
+    for row in result["rows"]:
+        line = row_words(row)
+        if row["name"] in result["targets"]:
+            must, goal = result["targets"][row["name"]]
+            line += f"; must {must:g}, goal {goal:g}: {verdict(row['ratio'], must, goal)}"
+        lines.append(line)
+    show(result, as_json, "\n".join([*lines, *bench.words(result)]))
 
 
 Rounds = Annotated[int, typer.Option(min=1, help="Clean rounds to measure.")]

@@ -20,22 +20,31 @@ def plan(
     data: Annotated[Path | None, typer.Option(help="Shards that a train recipe will read.")] = None,
     tokens_per_second: Annotated[float, typer.Option(min=0, help="Speed of training, if you know it.")] = 0,
     like: Annotated[Path | None, typer.Option(help="A run whose speed to take.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs that a train recipe will run on, with --kind.")] = 0,
+    kind: Annotated[str, typer.Option(help="Their kind, such as a100-80g.")] = "",
+    mfu: Annotated[float, typer.Option(min=0, max=1, help="Share of their stated peak it will reach [paper's].")] = 0,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """What a data or train recipe will need: documents, tokens, bytes, hours.
 
     A data recipe: sizes from the sources, the rest measured now on a sample that is really built. A train recipe: from
-    its shapes; hours only from a speed that you give or that a run had.
+    its shapes; hours only from a speed that you give or that a run had. With GPUs: memory of each, bytes sent per step,
+    hours at a utilisation that you give or else at the paper's, and the paper's own figures for its models.
 
     Example: `mobillama plan data/mini-amber --set source.root=corpora --workers 8`
 
     Example: `mobillama plan train/mini-amber --like artefacts/runs/mini-amber`
+
+    Example: `mobillama plan train/mobillama-0.5b --gpus 160 --kind a100-80g`
     """
-    kind, name = kind_of(recipe)
-    if kind == "data":
-        if data or tokens_per_second or like:
-            raise InputError(f"{recipe} is a data recipe; --data, --tokens-per-second and --like are for train recipes")
+    stage, name = kind_of(recipe)
+    if stage == "data":
+        if data or tokens_per_second or like or gpus or kind or mfu:
+            raise InputError(
+                f"{recipe} is a data recipe; --data, --tokens-per-second, --like, --gpus, --kind and --mfu are for "
+                "train recipes"
+            )
         from mobillama.config import DataRecipe, read_recipe
         from mobillama.data.plan import plan_data
 
@@ -45,7 +54,8 @@ def plan(
         return
     if tokens_per_second and like:
         raise InputError("--tokens-per-second and --like both give a speed; leave one out")
-    result = plan_train(name, data, settings or [], tokens_per_second or (speed_of(like) if like else 0.0))
+    speed = tokens_per_second or (speed_of(like) if like else 0.0)
+    result = plan_train(name, data, settings or [], speed, gpus=gpus, kind=kind, mfu=mfu)
     show(result, as_json, train_words(result))
 
 
@@ -72,8 +82,8 @@ def kind_of(recipe: str) -> tuple[str, str]:
     return having[0], recipe
 
 
-def plan_train(name: str, data: Path | None, settings: list[str], speed: float) -> dict[str, Any]:
-    """The plan of a train recipe, with the shards it names where they are built."""
+def plan_train(name: str, data: Path | None, settings: list[str], speed: float, **gpus: Any) -> dict[str, Any]:
+    """The plan of a train recipe, with the shards it names where they are built; `gpus` as `plan_training` has it."""
     from mobillama.config import DataRecipe, TrainRecipe, read_recipe
     from mobillama.train.plan import plan_training
 
@@ -85,7 +95,7 @@ def plan_train(name: str, data: Path | None, settings: list[str], speed: float) 
         source = read_recipe(DataRecipe, resolved.data.recipe)
         seq_len, built = source.pack.seq_len, Path("artefacts/shards") / source.name
         data = built if built.is_dir() else None
-    return plan_training(resolved, data, seq_len=seq_len, tokens_per_second=speed)
+    return plan_training(resolved, data, seq_len=seq_len, tokens_per_second=speed, **gpus)
 
 
 def speed_of(run: Path) -> float:
@@ -163,7 +173,41 @@ def train_words(result: dict[str, Any]) -> str:
         lines.append(f"hours: not known, {result['hours_why']}")
     else:
         lines.append(f"hours: {result['hours']:.3g} at {result['tokens_per_second']:,.0f} tokens per second")
+    if cluster := result["cluster"]:
+        lines += cluster_words(cluster)
     return "\n".join(lines)
+
+
+def cluster_words(cluster: dict[str, Any]) -> list[str]:
+    """What many GPUs will hold, send and take, in lines."""
+    memory = dict(cluster["memory"])
+    whole = memory.pop("all")
+    copies = f", {cluster['copies']} copies" if cluster["copies"] > 1 else ""
+    lines = [
+        f"on {cluster['gpus']} x {cluster['kind']}{copies}: passes a step on each: {cluster['passes_per_step']}"
+        + (f", {cluster['idle_share']:.1%} of all idle" if cluster["idle_share"] else ""),
+        f"memory of each GPU: {size(whole)} of {size(cluster['memory_of_gpu'])}"
+        + ("" if cluster["fits"] else ", which is too little: fewer rows in --set train.micro_batch_rows, or")
+        + ("" if cluster["fits"] else " --set train.activation_checkpointing=true")
+        + f" ({', '.join(f'{name} {size(value)}' for name, value in memory.items())})",
+    ]
+    lines += [
+        f"{name.replace('_', '-')}: {told['count']} a step, {size(told['bytes'])} sent by each GPU"
+        for name, told in cluster["collectives"].items()
+    ]
+    lines.append(
+        f"speed: {cluster['tokens_per_second_per_gpu']:,.0f} tokens/s per GPU, from {cluster['speed_basis']}"
+        + (f"; {count(cluster['gpu_hours'])} GPU-hours" if cluster["gpu_hours"] else "")
+    )
+    if paper := cluster["paper"]:
+        lines.append(
+            f"the paper's {paper['model']}: {count(paper['gpu_hours'])} GPU-hours ({paper['days']:.1f} days on 160), "
+            f"{paper['tokens_per_second_per_gpu']:,.0f} tokens/s per GPU, a utilisation of {paper['utilisation']:.1%}; "
+            f"this plan for its {count(paper['tokens'])} tokens: {count(paper['planned_gpu_hours'])} GPU-hours, "
+            f"{paper['ratio']:.2f} times as many"
+        )
+        lines += [f"  - {reason}" for reason in paper["differences"]]
+    return lines
 
 
 def count(value: float | None) -> str:

@@ -22,11 +22,13 @@ def train(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model, or go on where the run stands.
+    """Train a model, or go on where the run stands; under torchrun on several GPUs or machines.
 
     Example: `mobillama train recipes/train/mini-amber.toml`
 
     Example: `mobillama train mini-amber --data SHARDS --out RUN --set train.steps=50`
+
+    Example: `torchrun --nproc-per-node=8 --no-python mobillama train mini-amber --data SHARDS --out RUN`
     """
     from mobillama.config import TrainRecipe, read_recipe
 
@@ -35,13 +37,16 @@ def train(
         show_recipe(resolved)
         return
     from mobillama.train import loop
+    from mobillama.train.world import read_world
 
-    shards = data or shards_of(resolved, workers)
+    world = read_world()
+    shards = data or shards_of(resolved, workers, build=world.size == 1)
     out = out or Path("artefacts/runs") / resolved.name
     result = loop.train(resolved, shards, out)
-    page = write_page(out)
-    lines = [str(out), f"model {result['model']}" if result["finished"] else "", f"page {page}" if page else ""]
-    show({**result, "page": page}, as_json, "\n".join(filter(None, lines)))
+    if world.is_main:
+        page = write_page(out)
+        lines = [str(out), f"model {result['model']}" if result["finished"] else "", f"page {page}" if page else ""]
+        show({**result, "page": page}, as_json, "\n".join(filter(None, lines)))
     if not result["finished"]:
         raise typer.Exit(130)
 
@@ -57,8 +62,8 @@ def write_page(run: Path) -> str | None:
         return None
 
 
-def shards_of(recipe: Any, workers: int) -> Path:
-    """The shards a train recipe names, built first if they are not there."""
+def shards_of(recipe: Any, workers: int, *, build: bool = True) -> Path:
+    """The shards a train recipe names, built first if they are not there; without `build` that is an InputError."""
     from mobillama.config import DataRecipe, read_recipe
 
     if recipe.data.shards:
@@ -67,6 +72,11 @@ def shards_of(recipe: Any, workers: int) -> Path:
         raise InputError(f"recipe {recipe.name!r} names no data; give a folder of shards with --data SHARDS")
     data = read_recipe(DataRecipe, recipe.data.recipe)
     shards = Path("artefacts/shards") / data.name
+    if not shards.exists() and not build:
+        raise InputError(
+            f"{shards} is not there, and several processes do not build shards together; build it first: "
+            f"mobillama data build {recipe.data.recipe} --out {shards}"
+        )
     if not shards.exists():
         from mobillama.data.build import build_shards
 

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks of lm-evaluation-harness on any model, each shared context computed once."""

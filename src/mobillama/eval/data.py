@@ -1,0 +1,95 @@
+"""Benchmark rows on this machine: found, read through and hashed before any model is loaded.
+
+Layout: `DATA/<benchmark>/`, a data set that `datasets` loads as a folder (README.md names configurations and splits);
+MMLU has one folder a subject inside. Rows are JSON lines, plain or gzip-compressed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobillama import manifest
+from mobillama.errors import DamagedFileError, InputError
+
+PATTERNS = ("*.jsonl.gz", "*.jsonl")
+
+
+def stay_offline() -> None:
+    """Let neither the hub's client nor `datasets` ask the network, whether they are imported already or not."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[name] = "1"
+    for module, name in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_DATASETS_OFFLINE")):
+        if module in sys.modules:
+            setattr(sys.modules[module], name, True)
+    if "datasets.config" in sys.modules:
+        sys.modules["datasets.config"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """A folder of benchmarks that were read through."""
+
+    folder: Path
+    hashes: dict[str, str]  # file relative to the folder -> sha256
+
+    def cache_folder(self, name: str) -> Path:
+        """Where `datasets` may keep its copy of a benchmark's rows: a place that their content alone decides.
+
+        Left to itself it takes two folders of one name for the same data set, and gives the rows of the first.
+        """
+        import datasets
+
+        mine = {file: digest for file, digest in self.hashes.items() if file.startswith(f"{name}/")}
+        key = hashlib.sha256(manifest.canonical(mine)).hexdigest()[:32]
+        return Path(datasets.config.HF_DATASETS_CACHE) / "mobillama" / key
+
+
+def check_folders(data: Path, names: Iterable[str]) -> LocalData:
+    """Read every row file of some benchmarks.
+
+    Errors: InputError for a folder that is missing or holds no rows, DamagedFileError for a file that is cut or whose
+    line is no JSON object.
+    """
+    if not data.is_dir():
+        raise InputError(f"--data {data} is no folder; expected one with a folder a benchmark")
+    hashes: dict[str, str] = {}
+    for name in sorted(set(names)):
+        folder = data / name
+        if not folder.is_dir():
+            there = ", ".join(sorted(path.name for path in data.iterdir() if path.is_dir())) or "none"
+            raise InputError(f"{data} has no folder {name}; found {there}: add the benchmark, or leave --data out")
+        files = sorted(path for pattern in PATTERNS for path in folder.rglob(pattern))
+        if not files:
+            raise InputError(f"{folder} holds no {' or '.join(PATTERNS)}; expected the benchmark's rows")
+        if not (folder / "README.md").is_file():
+            raise InputError(f"{folder} has no README.md; it names the configurations and splits of the data set")
+        for path in (*files, folder / "README.md"):
+            if path.suffix != ".md":
+                _check_rows(path)
+            hashes[path.relative_to(data).as_posix()] = manifest.sha256_file(path)
+    return LocalData(data, hashes)
+
+
+def _check_rows(path: Path) -> None:
+    """Read one file of rows to its end."""
+    rows = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for line in file:
+                rows += 1
+                if not isinstance(json.loads(line), dict):
+                    raise ValueError("no JSON object")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DamagedFileError(f"{path} is cut or damaged after row {rows} ({error}); get the file again") from None
+    except ValueError as error:
+        raise DamagedFileError(f"{path}, row {rows}: {error}; expected a JSON object a line: get it again") from None
+    if not rows:
+        raise DamagedFileError(f"{path} holds no rows; get the file again")

@@ -1,0 +1,94 @@
+"""Results on disk: what an evaluation leaves, read, checked and sealed. Format: docs/formats.md, Results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobillama import manifest
+from mobillama.errors import DamagedFileError
+from mobillama.eval.suite import Suite
+
+ITEMS, SETTINGS, SCORES = "items.jsonl", "evaluation.json", "scores.json"
+KIND = "results"
+
+Items = dict[tuple[str, int], dict[str, Any]]  # (task, item) -> its line
+
+
+@dataclass(frozen=True)
+class Results:
+    """One sealed artefact of results."""
+
+    folder: Path
+    manifest: manifest.Manifest
+    scores: dict[str, Any]
+
+    @property
+    def suite(self) -> Suite:
+        """The suite as it was when it was run."""
+        return Suite.model_validate(self.manifest.recipe["suite"])
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(rank from 0, size) of the items that are here."""
+        rank, size = self.manifest.recipe["share"]
+        return int(rank), int(size)
+
+    def items(self) -> Items:
+        """All its lines."""
+        return read_items(self.folder / ITEMS)
+
+
+def read_results(folder: Path) -> Results:
+    """Results, every byte checked. Errors: InputError for what is none, DamagedFileError for what is not as sealed."""
+    found = manifest.read(folder, KIND)
+    manifest.check(folder)
+    try:
+        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{folder / SCORES} is not the scores of results ({error}); evaluate again") from None
+    return Results(folder, found, scores)
+
+
+def read_items(path: Path, *, mend: bool = False) -> Items:
+    """The lines of items.jsonl by task and item. mend: drop a last line that a kill left without its end."""
+    if not path.is_file():
+        return {}
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if mend and len(whole) < len(text):
+        manifest.write_file(path, whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return {(line["task"], line["item"]): line for line in lines}
+
+
+def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a tree of plain JSON types, whole or not at all."""
+    text = json.dumps(tree, indent=1, ensure_ascii=False, sort_keys=True)
+    manifest.write_file(path, text.encode() + b"\n")
+
+
+def seal_results(
+    partial: Path,
+    out: Path,
+    scores: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    made_from: Sequence[Mapping[str, str]],
+    circumstance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the scores and seal the folder; gives the scores with where they are and their digest."""
+    write_tree(partial / SCORES, scores)
+    rows = scores["benchmarks"]
+    sealed = manifest.seal(
+        partial,
+        out,
+        KIND,
+        made_from=made_from,
+        recipe=settings,
+        counts={"items": sum(row["items"] for row in rows), "cut": sum(row["cut"] for row in rows)},
+        circumstance=circumstance,
+    )
+    return {**scores, "out": str(out), "digest": sealed.digest()}
