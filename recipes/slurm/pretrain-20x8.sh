@@ -29,7 +29,8 @@ shift 3
 
 # The first node keeps the list of who takes part. If another is lost for good, the rest goes on from the newest
 # checkpoint, down to half of the nodes (--no-kill above lets it); if the first is lost, Slurm starts the job again.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${nodes%%$'\n'*}
 most=$SLURM_JOB_NUM_NODES
 least=$(((most + 1) / 2))
 port=$((29500 + SLURM_JOB_ID % 1000))
