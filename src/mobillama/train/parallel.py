@@ -13,6 +13,8 @@ from mobillama.config import TrainConfig
 from mobillama.model.transformer import Attention, Transformer
 from mobillama.train.attention import causal_attention
 from mobillama.train.document_mask import DocumentAttention
+from mobillama.train.float8 import use_float8
+from mobillama.train.loss import Kernel, nats_and_gradient
 
 
 class Recomputed(nn.Module):
@@ -26,6 +28,25 @@ class Recomputed(nn.Module):
         """As the block."""
         # Nothing in a block is random, so no generator state needs to be kept.
         return checkpoint(self.block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+
+def prepare(
+    model: Transformer, config: TrainConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[DocumentAttention | None, Kernel]:
+    """Apply all that a step of `config` computes with: attention, float8, compiled and recomputed blocks.
+
+    Gives the attention that masks documents, if the recipe has one, and the kernel of the loss.
+    """
+    attention = attend_as_configured(model, config, device, dtype)
+    kernel: Kernel = nats_and_gradient
+    if config.float8:
+        use_float8(model)
+    if config.compile:
+        compile_blocks(model)
+        kernel = torch.compile(nats_and_gradient)
+    if config.activation_checkpointing:
+        recompute_blocks(model)
+    return attention, kernel
 
 
 def attend_as_configured(

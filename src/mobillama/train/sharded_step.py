@@ -23,11 +23,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from mobillama.config import TrainConfig
 from mobillama.model.transformer import Transformer
-from mobillama.train.float8 import use_float8
-from mobillama.train.loss import Kernel, linear_cross_entropy, nats_and_gradient, summed_nats
+from mobillama.train.loss import Kernel, linear_cross_entropy, summed_nats
 from mobillama.train.memory import keep_freed_memory
 from mobillama.train.optimizer import Norms, Optimizer
-from mobillama.train.parallel import attend_as_configured, compile_blocks, recompute_blocks
+from mobillama.train.parallel import prepare
 from mobillama.train.world import World, copies
 
 
@@ -47,15 +46,7 @@ class ShardedStep:
         if device.type == "cpu":
             keep_freed_memory()
         owners = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()}
-        self.document_attention = attend_as_configured(model, config, device, dtype)
-        kernel: Kernel = nats_and_gradient
-        if config.float8:
-            use_float8(model)
-        if config.compile:
-            compile_blocks(model)
-            kernel = torch.compile(nats_and_gradient)
-        if config.activation_checkpointing:
-            recompute_blocks(model)
+        self.document_attention, kernel = prepare(model, config, device, dtype)
         look_up_in_float32(model.embed_tokens)
         self.root = RootUnit(model.to(device, torch.float32), config.loss_chunk_tokens, kernel)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from mobillama.config import TrainConfig
 from mobillama.model.transformer import Transformer
-from mobillama.train.float8 import use_float8
-from mobillama.train.loss import linear_cross_entropy, nats_and_gradient, summed_nats
+from mobillama.train.loss import linear_cross_entropy, summed_nats
 from mobillama.train.memory import keep_freed_memory
 from mobillama.train.optimizer import Norms, Optimizer
-from mobillama.train.parallel import attend_as_configured, compile_blocks, recompute_blocks
+from mobillama.train.parallel import prepare
 from mobillama.train.precision import WorkingCopy
 from mobillama.train.world import ALONE
 
@@ -37,15 +36,7 @@ class TrainStep:
         self.model = model.to(device=device, dtype=torch.float32)
         self.optimizer = Optimizer(dict(model.named_parameters()), config, model.config)
         self.working = WorkingCopy(model, dtype)
-        self.kernel = nats_and_gradient
-        self.document_attention = attend_as_configured(self.working.model, config, device, dtype)
-        if config.float8:
-            use_float8(self.working.model)
-        if config.compile:
-            compile_blocks(self.working.model)
-            self.kernel = torch.compile(nats_and_gradient)
-        if config.activation_checkpointing:
-            recompute_blocks(self.working.model)
+        self.document_attention, self.kernel = prepare(self.working.model, config, device, dtype)
 
     def accumulate(
         self,
