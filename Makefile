@@ -19,12 +19,13 @@ endif
 help:
 	@echo "make quickstart | test | test-slow | test-all | fuzz | lint | setup | clean"
 
-# What builds the engine stays in the environment, so that a changed source is built again without a network.
+# What builds the engine stays in the environment, so that a changed source is built again without a network; setuptools
+# builds the libraries that come as source.
 setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give one with make PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt scikit-build-core cmake ninja
+	$(PIP) -c constraints.txt scikit-build-core cmake ninja setuptools
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
