@@ -47,7 +47,7 @@ def test_help_is_quick_and_does_not_import_torch():
 def test_every_command_explains_itself(command):
     from typer.testing import CliRunner
 
-    from mobillama.cli import app
+    from mobillama.cli.commands import app
 
     text = CliRunner().invoke(app, [*command, "--help"])
     assert text.exit_code == 0, text.output
@@ -136,11 +136,12 @@ def test_missing_data_names_the_setting_and_the_variable(tmp_path):
 
 def test_a_missing_library_names_the_extra(monkeypatch, capsys):
     from mobillama import cli
+    from mobillama.cli import commands
 
     def absent():
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(cli, "app", absent)
+    monkeypatch.setattr(commands, "app", absent)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
@@ -149,12 +150,13 @@ def test_a_missing_library_names_the_extra(monkeypatch, capsys):
 
 def test_a_full_disk_is_said_in_words(monkeypatch, capsys):
     from mobillama import cli
+    from mobillama.cli import commands
 
     def full():
         with Path("/dev/full").open("w") as file:
             file.write("x")
 
-    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr(commands, "app", full)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2

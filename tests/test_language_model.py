@@ -267,7 +267,7 @@ def test_a_revision_of_a_folder_is_an_error(folder: Path) -> None:
 def test_the_command_line_streams_what_python_gives(model: LanguageModel, folder: Path) -> None:
     from typer.testing import CliRunner
 
-    from mobillama.cli import app
+    from mobillama.cli.commands import app
 
     settings = ["--max-new-tokens", "9", "--seed", "3", "--temperature", "1.2", "--top-k", "60", "--stop", "\0never"]
     arguments = ["generate", str(folder), "--device", "cpu", "--dtype", "float32", *settings]
@@ -283,7 +283,7 @@ def test_the_command_line_streams_what_python_gives(model: LanguageModel, folder
 def test_the_command_line_says_that_the_context_is_full(folder: Path) -> None:
     from typer.testing import CliRunner
 
-    from mobillama.cli import app
+    from mobillama.cli.commands import app
 
     shown = CliRunner().invoke(app, ["generate", str(folder), "a b", "--max-new-tokens", "90"], catch_exceptions=False)
     assert "note: the text ended because prompt and answer fill the model's context of 64 tokens" in shown.stderr

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mobillama import manifest
 from mobillama.bench import quality
 from mobillama.bench.quality import cases, mean_divergence, measure, row
-from mobillama.cli import app
+from mobillama.cli.commands import app
 from mobillama.config import ModelConfig
 from mobillama.data.shards import write_shards
 from mobillama.errors import InputError

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mobillama.bench import train_collectives, train_overhead
 from mobillama.bench.train import PEERS, Side, bench_shape, measure, row_of, utilisation
 from mobillama.bench.train_sides import batch, multiply, our_step, transformers_step
-from mobillama.cli import app
+from mobillama.cli.commands import app
 from mobillama.config import ModelConfig, TrainConfig
 from mobillama.device import place
 from mobillama.errors import InputError, RecipeError, TrainingError

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from mobillama.data.shards import Span, read_shards
+from mobillama.data.shards import read_shards
+from mobillama.data.span import Span
 from mobillama.data.stream import row_ids
 
 

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from mobillama import manifest
-from mobillama.cli import app
+from mobillama.cli.commands import app
 from mobillama.data import amber_export, amber_import
 from mobillama.data.amber import list_files, train_name
 from mobillama.data.amber_export import export_amber
 from mobillama.data.amber_import import import_amber
 from mobillama.data.baseline import measure
-from mobillama.data.chunk import SPAN_ARRAYS
+from mobillama.data.header import SPAN_ARRAYS
 from mobillama.data.shards import read_shards, write_shards
 from mobillama.errors import DamagedFileError, InputError
 

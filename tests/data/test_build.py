@@ -23,8 +23,10 @@ from mobillama.data import dedup, lookup, parts, sources
 from mobillama.data.build import build_shards
 from mobillama.data.corpus import read_texts
 from mobillama.data.encode import is_held_out
+from mobillama.data.order import DEALING, key
+from mobillama.data.plain_rows import PlainRows
 from mobillama.data.shards import read_shards
-from mobillama.data.stream import DEALING, key, permute
+from mobillama.data.stream import permute
 from mobillama.errors import InputError
 from mobillama.tokenizer.tokenizer import Tokenizer, train
 
@@ -345,8 +347,8 @@ def test_real_documents_are_packed_as_sentencepiece_encodes_them(shared_folder: 
             streams.setdefault(name.split("/")[0], []).extend(ids)
     rows = {tuple(ids[start : start + 256]) for ids in streams.values() for start in range(0, len(ids) - 255, 256)}
     assert {tuple(row) for row in shards.train_rows(range(shards.num_rows)).tolist()} == rows
-    tokenizer = Tokenizer.load(tmp_path / "shards" / "tokenizer")
+    pieces = lookup.load_pieces(shards.folder, shards.tokenizer_digest)
     for row in range(0, shards.num_rows, 40):
-        for document in lookup.show_row(shards, tokenizer, row)["documents"]:
+        for document in lookup.show_row(PlainRows(shards.folder), pieces, row)["documents"]:
             text = texts[document["document_id"]][document["byte_start"] : document["byte_end"]]
             assert document["text"] == text.decode("utf-8", "replace") or "\ufffd" in document["text"]

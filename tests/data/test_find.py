@@ -24,7 +24,8 @@ from mobillama.data.build import build_shards
 from mobillama.data.corpus import read_texts
 from mobillama.data.documents import DocumentTable
 from mobillama.data.mask import EMAIL, IPV4
-from mobillama.data.shards import Shards, Span, read_shards, write_shards
+from mobillama.data.shards import Shards, read_shards, write_shards
+from mobillama.data.span import Span
 from mobillama.data.stream import permute, positions, row_ids, unpermute
 from mobillama.errors import InputError
 from mobillama.tokenizer.tokenizer import Tokenizer

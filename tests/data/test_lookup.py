@@ -23,6 +23,7 @@ from mobillama.data.documents import DocumentTable
 from mobillama.data.edits import apply_edits
 from mobillama.data.mask import EMAIL
 from mobillama.data.shards import read_shards
+from mobillama.data.span import Place
 from mobillama.data.stream import row_ids
 from mobillama.tokenizer.pieces import Pieces
 from mobillama.tokenizer.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ def follow(shards: Path, count: int, seed: int, rows_per_step: int) -> set[bytes
     draw = random.Random(seed)
     opened = read_shards(shards)
     tokenizer = Tokenizer.load(shards / "tokenizer")
-    pieces = lookup.load_pieces(opened)
+    pieces = lookup.load_pieces(opened.folder, opened.tokenizer_digest)
     texts = DocumentTable(find.find_corpus(opened) / "documents", ("text", "id"))
     text_of = lru_cache(256)(lambda number: texts.lines([number])[0]["text"].encode())
     seen = set()
@@ -135,8 +136,8 @@ def test_a_row_that_begins_behind_the_leading_space_of_its_document_loses_no_spa
     assert pieces.parts(ids[:1]) == [b" "]
     sizes = np.cumsum([0, *tokenizer.byte_lengths(text, ids)])
     for cut in range(len(ids) + 1):
-        first = lookup.Place(0, 0, 0, 0, cut, 0, int(sizes[cut]))
-        rest = lookup.Place(0, 0, 1, 0, len(ids) - cut, int(sizes[cut]), int(sizes[-1]))
+        first = Place(0, 0, 0, 0, cut, 0, int(sizes[cut]))
+        rest = Place(0, 0, 1, 0, len(ids) - cut, int(sizes[cut]), int(sizes[-1]))
         parts = [
             pieces.text(some, begins=lookup.begins_document(place, some, pieces))
             for place, some in ((first, ids[:cut]), (rest, ids[cut:]))

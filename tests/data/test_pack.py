@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from mobillama import manifest
 from mobillama.data import best_fit
 from mobillama.data.best_fit import fit, fit_documents
-from mobillama.data.chunk import SPAN_ARRAYS, Header, open_chunk, write_chunk
+from mobillama.data.chunk import open_chunk, write_chunk
 from mobillama.data.encode import BASE
+from mobillama.data.header import SPAN_ARRAYS, Header
 from mobillama.data.pack import Cut, Method, Plan, Stream, plan_stream
 from mobillama.data.segments import counted_targets
 from mobillama.data.shards import read_shards

@@ -12,7 +12,7 @@ from samples import make_documents, make_recipe, write_jsonl
 from typer.testing import CliRunner
 
 from mobillama import manifest
-from mobillama.cli import app
+from mobillama.cli.commands import app
 from mobillama.config import DataRecipe, SourceConfig, SubsetConfig, TokenizerConfig
 from mobillama.data import compressed, sample
 from mobillama.data.build import build_shards

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mobillama import manifest
-from mobillama.data.chunk import VALIDATION, Header, chunk_name
+from mobillama.data.header import VALIDATION, Header, chunk_name
 from mobillama.data.shards import read_shards, require_tokenizer, tokenizer_files, write_shards
 from mobillama.data.tensors import map_arrays
 from mobillama.errors import DamagedFileError, InputError
@@ -167,8 +167,8 @@ def test_tokenizer_files_travel_with_the_shards(tmp_path: Path):
 
 
 def test_header_takes_the_smallest_type_that_holds_every_id():
-    assert Header(32_000, 2048, "", ()).dtype == np.uint16
-    assert Header(65_537, 2048, "", ()).dtype == np.uint32
+    assert Header(32_000, 2048, "", ()).id_type == "U16"
+    assert Header(65_537, 2048, "", ()).id_type == "U32"
 
 
 def test_reading_rows_imports_neither_torch_nor_pyarrow(shards: Path):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobillama.data.stream import DEALING, READING, key, permute, row_ids, steps_per_pass
+from mobillama.data.order import DEALING, READING, key, permuted, row_at
+from mobillama.data.stream import permute, row_ids, steps_per_pass
 
 M = 2**64
 
@@ -138,3 +139,27 @@ def test_impossible_steps_are_refused():
 
 
 RECORDED = [5, 6, 1, 4, 2, 3, 0, 8, 10, 11, 7, 9]
+
+
+@given(seed=st.integers(0, 2**64 - 1), size=st.integers(1, 3000), data=st.data())
+def test_plain_integers_permute_as_arrays_do(seed: int, size: int, data: st.DataObject):
+    places = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
+    expected = permute(key(READING, seed), size, np.array(places, np.uint64)).tolist()
+    assert [permuted(key(READING, seed), size, place) for place in places] == expected
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    step=st.integers(1, 200),
+    rows_per_step=st.integers(1, 9),
+    chunk_rows=st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(sum),
+)
+def test_a_row_alone_is_the_one_its_step_reads(seed: int, step: int, rows_per_step: int, chunk_rows: list[int]):
+    first = (step - 1) * rows_per_step
+    alone = [row_at(seed, first + place, chunk_rows) for place in range(rows_per_step)]
+    assert alone == row_ids(seed, step, rows_per_step, chunk_rows).tolist()
+
+
+def test_no_rows_have_no_order():
+    with pytest.raises(ValueError, match="nothing to read"):
+        row_at(1, 0, [0, 0])

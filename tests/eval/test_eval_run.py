@@ -19,7 +19,8 @@ from tests.train.tiny import recipe as train_recipe
 from mobillama import manifest
 from mobillama.data.benchmarks import NAMES, items
 from mobillama.data.build import build_shards
-from mobillama.data.lookup import open_reading, show
+from mobillama.data.lookup import show
+from mobillama.data.reading import open_reading
 from mobillama.data.shards import read_shards, write_shards
 from mobillama.errors import InputError
 from mobillama.eval import memorisation, perplexity

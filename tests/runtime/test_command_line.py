@@ -12,7 +12,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from mobillama.cli import app, bench
+from mobillama.cli import bench
+from mobillama.cli.commands import app
 from mobillama.runtime.engine_model import EngineModel
 
 
@@ -44,8 +45,8 @@ def test_rows_that_a_type_does_not_divide_are_named(folder: Path, tmp_path: Path
 def test_generating_from_a_file_imports_no_torch(file: Path) -> None:
     code = (
         f"import sys; sys.argv = ['mobillama', 'generate', {str(file)!r}, 'def ', '--max-new-tokens', '3']\n"
-        "import mobillama.cli\n"
-        "mobillama.cli.app(standalone_mode=False)\n"
+        "import mobillama.cli.commands\n"
+        "mobillama.cli.commands.app(standalone_mode=False)\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

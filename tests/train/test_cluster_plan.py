@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from mobillama.cli import app
+from mobillama.cli.commands import app
 from mobillama.config import ModelConfig, TrainRecipe, presets, read_recipe
 from mobillama.errors import InputError, RecipeError
 from mobillama.model.transformer import Transformer

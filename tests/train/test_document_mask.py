@@ -15,7 +15,8 @@ from test_step import build, gradients
 from torch import Tensor
 
 from mobillama import manifest
-from mobillama.data.chunk import VALIDATION, Arrays, Header, Packing, chunk_name, write_chunk
+from mobillama.data.chunk import Arrays, write_chunk
+from mobillama.data.header import VALIDATION, Header, Packing, chunk_name
 from mobillama.data.segments import counted_targets, number_segments
 from mobillama.data.shards import read_shards
 from mobillama.errors import InputError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mobillama.cli import app
+from mobillama.cli.commands import app
 from mobillama.config import TrainRecipe, resolve
 from mobillama.data.shards import write_shards
 from mobillama.train.plan import plan_training

@@ -95,7 +95,8 @@ def _datatrove(turn: dict[str, Any]) -> Callable[[], object]:
         from loguru import logger
     except ImportError as error:
         raise missing_extra("data", error) from None
-    from mobillama.tokenizer.tokenizer import FILE, Tokenizer
+    from mobillama.tokenizer.tokenizer import Tokenizer
+    from mobillama.tokenizer.vocabulary import FILE
 
     logger.disable("datatrove")
     out = Path(turn["peer_out"])

@@ -9,23 +9,19 @@ from __future__ import annotations
 import errno
 import sys
 
-# Each of these adds its commands to `app`; help lists them in this order.
-# isort: off
-from mobillama.cli import quickstart, plan, data, tokenizer, train, replay  # noqa: F401
-from mobillama.cli import artefact, publish  # noqa: F401
-from mobillama.cli import experiment, generate, model, eval, compare, bench  # noqa: F401
-
-# isort: on
-from mobillama.cli.app import app
+from mobillama.cli.short import run_short
 from mobillama.errors import MobillamaError, missing_extra
 
-__all__ = ["app", "fail", "main"]
+__all__ = ["fail", "main"]
 
 
 def main() -> None:
     """Run the command line and turn errors a user can mend into one message and exit status 2."""
     try:
-        app()
+        if not run_short(sys.argv[1:]):
+            from mobillama.cli.commands import app
+
+            app()
     except MobillamaError as error:
         fail(str(error))
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mobillama.cli.app import DryRun, Json, Set, Workers, data_app, show, show_recipe
+from mobillama.cli.short import show_rows
 
 
 @data_app.command("build")
@@ -114,10 +115,7 @@ def data_show(
 
     Example: `mobillama data show artefacts/runs/mini-amber --step 100 --row 0`
     """
-    from mobillama.data import lookup
-
-    rows = lookup.show(folder, step, row)
-    show({"step": step, "rows": rows}, as_json, lookup.describe(rows))
+    show_rows(folder, step, row, as_json)
 
 
 @data_app.command("find")

@@ -179,7 +179,7 @@ def memorisation(
         raise InputError("--step says how far --model had come; give --model too")
     if not all(part.strip().isdigit() for part in chunks.split(",")):
         raise InputError(f"--chunks {chunks}; expected numbers such as 0,15")
-    from mobillama.data.lookup import open_reading
+    from mobillama.data.reading import open_reading
     from mobillama.eval import memorisation as measured
 
     if not (run / "run.json").is_file():
@@ -223,7 +223,7 @@ def open_stand(stand: Stand, run: str, device: str, dtype: str, threads: int) ->
     def opened() -> Subject:
         from mobillama import manifest
         from mobillama.config import TrainRecipe, resolve
-        from mobillama.data.lookup import open_reading
+        from mobillama.data.reading import open_reading
         from mobillama.device import place
         from mobillama.eval.subject import subject_of
         from mobillama.model.transformer import Transformer
@@ -233,7 +233,7 @@ def open_stand(stand: Stand, run: str, device: str, dtype: str, threads: int) ->
         recipe = resolve(TrainRecipe, checkpoint.manifest.recipe, str(stand.folder))
         model, saved = Transformer(recipe.model), SavedState(checkpoint)
         model.load_state_dict({name: saved[f"model.{name}"] for name in model.state_dict()})
-        words = open_reading(Path(run)).shards.folder / "tokenizer"
+        words = open_reading(Path(run)).folder / "tokenizer"
         origin = manifest.origin(stand.folder, checkpoint.manifest)
         return subject_of(str(stand.folder), model, words, place(device, dtype, threads), [origin], stand.folder)
 

@@ -21,6 +21,7 @@ try:
     from mobillama.data.corpus import clear_strays, drop_work, work_folder
     from mobillama.data.display import Display
     from mobillama.data.executor import OnProgress, run_stage
+    from mobillama.data.header import VALIDATION, chunk_names
     from mobillama.data.parts import replacing
 except ImportError as error:
     raise missing_extra("data", error) from None
@@ -83,12 +84,11 @@ class WriteLines(PipelineStep):  # type: ignore[misc]
 
     def __init__(self, shards: Shards, out: Path, compress: str) -> None:
         super().__init__()
-        names = sorted(name for name in shards.manifest.files if name.endswith(".safetensors"))
-        trained = [name for name in names if name.startswith("chunk_")]
+        trained = chunk_names(shards.manifest.files, shards.folder)
         self.files = [(shards.folder / name, train_name(number, compress)) for number, name in enumerate(trained)]
         if shards.num_validation_rows:
             held_out = "valid.jsonl" + (f".{compress}" if compress else "")
-            self.files += [(shards.folder / name, held_out) for name in names if name not in trained]
+            self.files.append((shards.folder / VALIDATION, held_out))
         self.out, self.compress = out, compress
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:

@@ -22,11 +22,12 @@ try:
     from datatrove.pipeline.base import PipelineStep
 
     from mobillama.data.amber import list_files, read_lines, read_row, read_source
-    from mobillama.data.chunk import VALIDATION, Arrays, Header, chunk_name, write_chunk
+    from mobillama.data.chunk import Arrays, write_chunk
     from mobillama.data.corpus import clear_strays, drop_work, work_folder
     from mobillama.data.display import Display
     from mobillama.data.encode import load_tokenizer
     from mobillama.data.executor import OnProgress, run_stage
+    from mobillama.data.header import VALIDATION, Header, chunk_name
     from mobillama.data.parts import replacing
 except ImportError as error:
     raise missing_extra("data", error) from None

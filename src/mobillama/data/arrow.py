@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mobillama.data.chunk import SPAN_ARRAYS, Arrays
+from mobillama.data.chunk import Arrays
+from mobillama.data.header import SPAN_ARRAYS
 from mobillama.errors import missing_extra
 
 PREFIX = "span_"

@@ -19,11 +19,11 @@ from mobillama.config import DataRecipe, external_folder
 from mobillama.errors import InputError, missing_extra
 
 try:
-    from mobillama.data.chunk import Header
     from mobillama.data.corpus import build_corpus, clear_strays, drop_work, work_folder
     from mobillama.data.display import Display
     from mobillama.data.encode import SPLITS, Encode, TrainTokenizer, load_tokenizer
     from mobillama.data.executor import Executor, OnProgress, make_executor, run_stage
+    from mobillama.data.header import Header
     from mobillama.data.pack import Plan, Stream, WriteChunk, plan_stream
 except ImportError as error:
     raise missing_extra("data", error) from None

@@ -2,12 +2,14 @@
 
 Per corpus part and split, in the work folder: `<part>.<split>.ids`, `.lengths` (uint16: UTF-8 bytes of each token),
 `.bases` (int64: bytes before every BASE-th token), `.records` (int64, (documents, 3): number, tokens, bytes). Every
-document ends with </s> and none begins with <s> (Amber). The shards' documents table is written on the way.
+document ends with </s> and none begins with <s> (Amber). The shards' documents table is written on the way, and its
+lines for look-ups.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +21,10 @@ import pyarrow.parquet as parquet
 from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
+from mobillama.data import document_lines
 from mobillama.data.merge import part_name
 from mobillama.data.parts import replacing, write_table
+from mobillama.data.tensors import lay_out, write_arrays
 from mobillama.errors import InputError
 from mobillama.tokenizer import tokenizer as tokenizers
 
@@ -97,7 +101,27 @@ class Encode(PipelineStep):  # type: ignore[misc]
         table = table.append_column("tokens", pyarrow.array(tokens, pyarrow.uint64()))
         table = table.append_column("split", pyarrow.array(splits, pyarrow.large_string()))
         write_table(self.table / part_name(rank), table)
+        write_lines((self.table / part_name(rank)).with_suffix(".safetensors"), table, self.firsts[rank])
         yield from ()
+
+
+def write_lines(path: Path, table: Any, first: int) -> None:
+    """Write what look-ups tell of the documents of one part, the first of which has number `first`."""
+    columns = [table.column(name).to_pylist() for name in document_lines.COLUMNS]
+    lines = [
+        json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() for line in zip(*columns, strict=True)
+    ]
+    text = np.frombuffer(b"".join(lines), np.uint8)
+    offsets = np.cumsum([0, *map(len, lines)], dtype=np.uint64)
+
+    def fill(arrays: dict[str, NDArray[Any]]) -> None:
+        arrays["lines"][:], arrays["offsets"][:] = text, offsets
+
+    layout = lay_out(
+        {"lines": (np.uint8, text.shape), "offsets": (np.uint64, offsets.shape)}, document_lines.metadata(first)
+    )
+    with replacing(path) as beside:
+        write_arrays(beside, layout, fill)
 
 
 class Flat:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from mobillama import manifest
 from mobillama.data.documents import DocumentTable
-from mobillama.data.lookup import Reading, begins_document, load_pieces, open_reading
+from mobillama.data.lookup import begins_document, load_pieces
+from mobillama.data.reading import Reading, open_reading
 from mobillama.data.run_folder import steps_taken
-from mobillama.data.shards import Place, Shards, Span
+from mobillama.data.shards import Shards
+from mobillama.data.span import Place, Span
 from mobillama.data.stream import positions
 from mobillama.errors import InputError
 from mobillama.tokenizer.pieces import Pieces
@@ -158,7 +160,7 @@ def _answer(
     """
     shards = reading.shards
     taken = steps_taken(reading.run) if reading.run else None
-    pieces = load_pieces(shards) if texts else None
+    pieces = load_pieces(shards.folder, shards.tokenizer_digest) if texts else None
     numbers = sorted({match.document for match in matches})
     lines = dict(zip(numbers, table.lines(numbers), strict=True))
     places: dict[int, list[Place]] = {number: [] for number in numbers}

@@ -1,28 +1,19 @@
-"""What a training step read: step -> rows (a pure function) -> documents -> text."""
+"""What a training step read: step -> rows (a pure function) -> documents -> text.
+
+`mobillama data show` waits for nothing but this, so nothing here needs numpy or pyarrow (test_lookup measures by name).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobillama.data.run_folder import read_run_file
-from mobillama.data.shards import Place, Shards, Span, read_shards, require_tokenizer
-from mobillama.data.stream import row_ids
+from mobillama.data.order import row_at
+from mobillama.data.plain_rows import PlainRows
+from mobillama.data.reading import open_reading
+from mobillama.data.span import Place, Span
 from mobillama.errors import InputError
 from mobillama.tokenizer.pieces import Pieces
-from mobillama.tokenizer.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Which shards are read in which order. `steps` 0 = no end; `run` is None for plain shards."""
-
-    shards: Shards
-    seed: int
-    rows_per_step: int
-    steps: int
-    run: Path | None
 
 
 def show(run_or_shards: Path, step: int, row: int | None = None) -> list[dict[str, Any]]:
@@ -32,25 +23,25 @@ def show(run_or_shards: Path, step: int, row: int | None = None) -> list[dict[st
     InputError for a step or row that is not there or for shards that changed since the run began.
     """
     reading = open_reading(run_or_shards)
-    steps, rows_per_step, shards = reading.steps, reading.rows_per_step, reading.shards
+    steps, rows_per_step, shards = reading.steps, reading.rows_per_step, PlainRows(reading.folder)
     if step < 1 or (steps and step > steps):
         raise InputError(f"step {step}: {run_or_shards} has steps 1 to {steps}; give one of those")
     if row is not None and not 0 <= row < rows_per_step:
         raise InputError(f"row {row}: a step of {run_or_shards} has rows 0 to {rows_per_step - 1}; give one of those")
-    pieces = load_pieces(shards)
-    numbers = row_ids(reading.seed, step, rows_per_step, shards.chunk_rows).tolist()
-    places = range(rows_per_step) if row is None else [row]
-    return [{"row": place, **show_row(shards, pieces, numbers[place])} for place in places]
+    pieces = load_pieces(shards.folder, shards.header.tokenizer_digest)
+    before = (step - 1) * rows_per_step
+    return [
+        {"row": place, **show_row(shards, pieces, row_at(reading.seed, before + place, shards.chunk_rows))}
+        for place in (range(rows_per_step) if row is None else [row])
+    ]
 
 
-def show_row(shards: Shards, pieces: Pieces | Tokenizer, number: int) -> dict[str, Any]:
+def show_row(shards: PlainRows, pieces: Pieces, number: int) -> dict[str, Any]:
     """One training row by its global number: source, and per span the document, byte range and decoded text."""
-    if isinstance(pieces, Tokenizer):
-        pieces = Pieces.of(pieces)
-    ids = shards.train_rows([number])[0]  # (row_len,)
+    row = shards.row(number)
     documents = []
-    for span in shards.spans(number):
-        tokens = ids[span.token_start : span.token_start + span.token_count].tolist()
+    for span in row.spans:
+        tokens = row.ids[span.token_start : span.token_start + span.token_count]
         documents.append(
             {
                 "document_id": span.document_id,
@@ -64,8 +55,7 @@ def show_row(shards: Shards, pieces: Pieces | Tokenizer, number: int) -> dict[st
                 "text": pieces.text(tokens, begins=begins_document(span, tokens, pieces)),
             }
         )
-    source = shards.sources[int(shards.row_sources([number])[0])]
-    return {"row_id": int(number), "source": source, "documents": documents}
+    return {"row_id": number, "source": row.source, "documents": documents}
 
 
 def begins_document(span: Span | Place, tokens: list[int], pieces: Pieces) -> bool:
@@ -92,41 +82,16 @@ def describe(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def load_pieces(shards: Shards) -> Pieces:
-    """What the ids of shards stand for. Error: InputError if the tokenizer beside them is another."""
-    folder = shards.folder / "tokenizer"
-    if pieces := Pieces.load(folder, shards.tokenizer_digest):
-        return pieces
-    tokenizer = Tokenizer.load(folder)  # written by another program, or another tokenizer
-    require_tokenizer(shards, tokenizer.digest, folder)
-    return Pieces.of(tokenizer)
+def load_pieces(folder: Path, digest: str) -> Pieces:
+    """What the ids of the shards in `folder` stand for, which were encoded with the tokenizer of this digest.
 
-
-def open_reading(folder: Path) -> Reading:
-    """The shards and order of a run, or of plain shards: those with the defaults of TrainConfig.
-
-    Errors: InputError for a newer format, for shards that are not there, or for others than those of the run. They are
-    looked for where they were when the run began, then beside the run.
+    Error: InputError if the tokenizer beside them is another.
     """
-    if not (folder / "run.json").is_file():
-        from mobillama.config import TrainConfig  # costs more than the look-up, and a run does not need it
+    if pieces := Pieces.load(folder / "tokenizer", digest):
+        return pieces
+    from mobillama.data.shards import read_shards, require_tokenizer  # written by another program, or another tokenizer
+    from mobillama.tokenizer.tokenizer import Tokenizer
 
-        defaults = TrainConfig()
-        return Reading(read_shards(folder), defaults.seed, defaults.rows_per_step, 0, None)
-    run = read_run_file(folder)
-    path = Path(run["shards"]["path"])
-    if not path.is_dir():
-        beside = folder.resolve().parent / path.name
-        if not beside.is_dir():
-            raise InputError(
-                f"{folder} was trained on {path}, which is not there any more (nor is {beside}); put the shards back"
-            )
-        path = beside
-    shards = read_shards(path)
-    if shards.digest != run["shards"]["digest"]:
-        raise InputError(
-            f"{path} has root digest {shards.digest}; {folder} was trained on {run['shards']['digest']}: "
-            "put those shards back"
-        )
-    train = run["recipe"]["train"]
-    return Reading(shards, train["seed"], train["rows_per_step"], run["steps"], folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    require_tokenizer(read_shards(folder), tokenizer.digest, folder / "tokenizer")
+    return Pieces.of(tokenizer)

@@ -22,10 +22,12 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from mobillama.data.best_fit import fit_documents
-from mobillama.data.chunk import VALIDATION, Arrays, Header, chunk_name, write_chunk
+from mobillama.data.chunk import Arrays, write_chunk
 from mobillama.data.encode import BASE
+from mobillama.data.header import VALIDATION, Header, chunk_name
+from mobillama.data.order import DEALING, key
 from mobillama.data.parts import replacing
-from mobillama.data.stream import DEALING, key, permute
+from mobillama.data.stream import permute
 from mobillama.errors import DamagedFileError
 
 Ints = NDArray[np.int64]

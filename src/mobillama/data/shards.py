@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,47 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mobillama import manifest
-from mobillama.data.chunk import VALIDATION, Arrays, Header, chunk_name, open_chunk, write_chunk
+from mobillama.data.chunk import Arrays, open_chunk, write_chunk
+from mobillama.data.document_lines import DocumentLines, open_lines
 from mobillama.data.documents import DocumentTable
+from mobillama.data.header import VALIDATION, Header, chunk_name, chunk_names
 from mobillama.data.segments import number_segments
+from mobillama.data.span import Place, Span
 from mobillama.errors import DamagedFileError, InputError
 
 Split = Literal["train", "validation"]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run of tokens in a row that comes from one document.
-
-    `byte_start` to `byte_end` are bytes of the cleaned document's UTF-8; the closing </s> counts as a token of its
-    document and covers no bytes.
-    """
-
-    document_id: str
-    source: str
-    license: str
-    url: str
-    token_start: int
-    token_count: int
-    byte_start: int
-    byte_end: int
-    document: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where some tokens of one document lie: the fields of Span, and the row they are in.
-
-    `row` is global in its split, `chunk` the number of the training chunk (None: held out).
-    """
-
-    document: int
-    chunk: int | None
-    row: int
-    token_start: int
-    token_count: int
-    byte_start: int
-    byte_end: int
 
 
 def write_shards(
@@ -113,9 +80,7 @@ class Shards:
         """Open every chunk file and check its header. Errors: InputError, DamagedFileError naming the file."""
         self.folder = folder
         self.manifest = manifest.read(folder, "shards")
-        names = sorted(name for name in self.manifest.files if name.startswith("chunk_"))
-        if not names or VALIDATION not in self.manifest.files:
-            raise DamagedFileError(f"{folder}: its manifest names no chunk or no {VALIDATION}; build the shards again")
+        names = chunk_names(self.manifest.files, folder)
         opened = [self._open(name) for name in [*names, VALIDATION]]
         self.header = opened[0][1]
         for name, (_, header) in zip([*names, VALIDATION], opened, strict=True):
@@ -207,7 +172,7 @@ class Shards:
         return self._gather("row_source", split, indices)
 
     def spans(self, row: int, split: Split = "train") -> list[Span]:
-        """The documents that row `row` was cut from, in order, with their byte ranges (needs pyarrow)."""
+        """The documents that row `row` was cut from, in order, with their byte ranges."""
         (number, inside), chunks = self._place(split, np.asarray([row])), self._files(split)
         chunk, place = chunks[int(number[0])], int(inside[0])
         first, last = (int(edge) for edge in chunk["span_offsets"][place : place + 2])
@@ -249,8 +214,8 @@ class Shards:
         return sorted(found, key=lambda place: (place.document, place.byte_start, place.byte_end))
 
     @cached_property
-    def _documents(self) -> DocumentTable:
-        return DocumentTable(self.folder / "documents", ("id", "source", "license", "url"))
+    def _documents(self) -> DocumentLines | DocumentTable:
+        return open_lines(self.folder / "documents")
 
     def _open(self, name: str) -> tuple[Arrays, Header]:
         path, promised = self.folder / name, self.manifest.files[name]["bytes"]

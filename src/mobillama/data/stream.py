@@ -2,8 +2,9 @@
 
 Chunks are read one after the other; inside a chunk the rows come in the order of a keyed permutation, and every pass
 over the data has keys of its own. The arithmetic is specified in docs/formats.md and needs only unsigned 64-bit
-integers: a key from `key`, then a Feistel network over the next even number of bits, walked until it lands inside. The
-network runs backwards as well, so that the step that reads a row is computed, not searched for.
+integers: a key from `order.key`, then a Feistel network over the next even number of bits, walked until it lands
+inside. The network runs backwards as well, so that the step that reads a row is computed, not searched for. `order` has
+the same row by row.
 """
 
 from __future__ import annotations
@@ -13,11 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-MASK = (1 << 64) - 1
-GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64 (Steele et al., 2014)
-ROUNDS = 8
-# First word of every key: what the permutation is for.
-READING, DEALING = 1, 2
+from mobillama.data.order import FIRST, GOLDEN, READING, SECOND, half_bits, key, round_keys
 
 
 def row_ids(seed: int, step: int, rows_per_step: int, chunk_rows: Sequence[int]) -> NDArray[np.int64]:
@@ -77,14 +74,6 @@ def steps_per_pass(rows_per_step: int, chunk_rows: Sequence[int]) -> int:
     return max(1, sum(chunk_rows) // rows_per_step)
 
 
-def key(*words: int) -> int:
-    """One 64-bit key from any non-negative integers (each taken modulo 2**64), order included."""
-    state = 0
-    for word in words:
-        state = _mix(state ^ (word & MASK))
-    return state
-
-
 def permute(secret: int, size: int, places: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Where a permutation of range(size), chosen by the key `secret`, sends each of `places` (all below `size`)."""
     return _walk(secret, size, places, _network)
@@ -104,8 +93,7 @@ Pass = Callable[[list[int], int, NDArray[np.uint64]], NDArray[np.uint64]]
 
 def _walk(secret: int, size: int, places: NDArray[np.uint64], network: Pass) -> NDArray[np.int64]:
     """Pass each place through the network again and again until it lands below `size` (cycle walking)."""
-    half = max(1, -(-(size - 1).bit_length() // 2))  # bits of each half of the network
-    keys = [_mix(secret ^ number) for number in range(1, ROUNDS + 1)]
+    half, keys = half_bits(size), round_keys(secret)
     value = places.astype(np.uint64)
     outside = np.arange(len(value))
     while len(outside):
@@ -132,16 +120,8 @@ def _network_back(keys: list[int], half: int, value: NDArray[np.uint64]) -> NDAr
     return (left << np.uint64(half)) | right
 
 
-def _mix(word: int) -> int:
-    """splitmix64's output function of one word."""
-    word = (word + GOLDEN) & MASK
-    word = ((word ^ (word >> 30)) * FIRST) & MASK
-    word = ((word ^ (word >> 27)) * SECOND) & MASK
-    return word ^ (word >> 31)
-
-
 def _mix_array(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`_mix` of every element."""
+    """`order.mix` of every element."""
     with np.errstate(over="ignore"):
         words = words + np.uint64(GOLDEN)
         words = (words ^ (words >> np.uint64(30))) * np.uint64(FIRST)

@@ -1,7 +1,6 @@
-"""Files of named arrays in the safetensors layout, written and memory-mapped with numpy alone.
+"""Files of named arrays in the safetensors layout, written and memory-mapped with numpy alone; see `layout`.
 
-Layout: 8 bytes little-endian length of the header, the header (JSON, padded with spaces), the arrays end to end. The
-same arrays and metadata always give the same bytes. Format: https://github.com/huggingface/safetensors#format
+The same arrays and metadata always give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobillama.errors import DamagedFileError
+from mobillama.data.layout import read_layout
 
 DTYPES = {"U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
@@ -78,28 +77,9 @@ def reserve(descriptor: int, size: int) -> None:
 
 def map_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Memory-mapped arrays and metadata of a file. Error: DamagedFileError if its size is not what its header says."""
-    advice = "restore the file or build the artefact again"
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = 8 + int.from_bytes(file.read(8), "little")
-            if not 8 < head <= size:
-                raise ValueError(f"a header of {head} bytes in a file of {size}")
-            header = json.loads(file.read(head - 8))
-        metadata = header.pop("__metadata__", {})
-        arrays, end = {}, 0
-        for name, entry in header.items():
-            dtype, shape, (start, stop) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-            if min(shape, default=0) < 0 or stop - start != dtype.itemsize * math.prod(shape):
-                raise ValueError(f"array {name} of shape {shape} in {stop - start} bytes")
-            arrays[name], end = (dtype, shape, head + start), max(end, stop)
-    except FileNotFoundError:
-        raise DamagedFileError(f"{path} is missing; {advice}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise DamagedFileError(f"{path}: its header cannot be read ({error}); {advice}") from None
-    if size != head + end:
-        raise DamagedFileError(f"{path}: found {size} bytes; its header promises {head + end}; {advice}")
-    return _map(path, arrays, "r"), metadata
+    extents, metadata = read_layout(path)
+    places = {name: (np.dtype(DTYPES[found.type]), found.shape, found.start) for name, found in extents.items()}
+    return _map(path, places, "r"), metadata
 
 
 def _map(path: Path, arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], mode: Any) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mobillama.data.lookup import Reading
+from mobillama.data.reading import Reading
 from mobillama.data.run_folder import steps_taken
-from mobillama.data.shards import Shards, Span, Split
+from mobillama.data.shards import Shards, Split
+from mobillama.data.span import Span
 from mobillama.data.stream import positions
 from mobillama.errors import InputError
 from mobillama.eval.scoring import Scorer

@@ -13,7 +13,8 @@ from mobillama.errors import InputError
 from mobillama.model.hub import find_folder
 from mobillama.model.initialise import draw_weight, outline_model
 from mobillama.model.weights import open_weights
-from mobillama.tokenizer.tokenizer import FILE, MODEL_FILE, Tokenizer
+from mobillama.tokenizer.tokenizer import MODEL_FILE, Tokenizer
+from mobillama.tokenizer.vocabulary import FILE
 
 SEED = 11111  # a training run's default: the random weights are those that a run of the preset starts from
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobillama import manifest
 from mobillama.tokenizer.text_stream import decode_bytes
-from mobillama.tokenizer.tokenizer import FILE, UNKNOWN_SHOWN, Tokenizer
-from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, SPACE, UNKNOWN
+from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, FILE, SPACE, UNKNOWN, UNKNOWN_SHOWN
+
+if TYPE_CHECKING:
+    from mobillama.tokenizer.tokenizer import Tokenizer
 
 VOCAB, PREPEND = '"vocab":{', '"type":"Prepend"'
 SPECIAL = {
@@ -43,7 +46,10 @@ class Pieces:
         if at < 0:
             return None
         vocab, _ = json.JSONDecoder().raw_decode(text, at + len(VOCAB) - 1)
-        return cls(sorted(vocab, key=vocab.__getitem__), PREPEND in text)
+        pieces = [""] * len(vocab)
+        for piece, id_ in vocab.items():
+            pieces[id_] = piece
+        return cls(pieces, PREPEND in text)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Pieces:

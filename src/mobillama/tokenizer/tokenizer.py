@@ -19,14 +19,12 @@ from mobillama.tokenizer import vocabulary
 from mobillama.tokenizer.sentencepiece_model import read_model
 from mobillama.tokenizer.text_stream import TextStream, decode_bytes
 from mobillama.tokenizer.training import learn
-from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, SPACE, UNKNOWN, Vocabulary
+from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, FILE, SPACE, UNKNOWN, UNKNOWN_SHOWN, Vocabulary
 from mobillama.tokenizer.words import Words
 
-FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 SHORT = 256  # characters below which text is encoded as a whole
-UNKNOWN_SHOWN = " \u2047 "  # what sentencepiece writes for the unknown id
 
 
 class Tokenizer:

@@ -16,7 +16,9 @@ from mobillama.errors import DamagedFileError, InputError
 from mobillama.tokenizer.sentencepiece_model import Kind, SentencePieceModel
 
 SPACE = "\u2581"  # how a space is written inside a piece
+FILE = "tokenizer.json"  # of a saved tokenizer
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
+UNKNOWN_SHOWN = " \u2047 "  # what sentencepiece writes for the unknown id
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 LONGEST_RUN = 16  # spaces in the longest piece made of spaces alone, for vocabularies trained here
 
