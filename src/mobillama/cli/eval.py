@@ -55,13 +55,7 @@ def evaluate(
 
     Example: `mobillama eval artefacts/runs/mini-amber --every 1000 --data shared/benchmarks --out artefacts/curves`
     """
-    if empty not in (None, "bos", "eos"):
-        raise InputError(f"--empty {empty}; expected bos or eos")
-    check_backend(backend)
-    if follow and not every:
-        raise InputError("--follow waits for checkpoints; say how far apart with --every")
-    if every and (share or backend not in ("auto", "torch")):
-        raise InputError("--every evaluates whole suites with torch; leave --share and --backend out")
+    check_choices(empty, backend, share, every, follow)
     from mobillama.eval import evaluation, ranks
 
     if data is not None:
@@ -69,10 +63,10 @@ def evaluate(
 
         stay_offline()  # before anything imports the hub's client
     chosen = read_share(share) if share else ranks.torchrun_share()
+    choices = evaluation.Choices(data, limit, bos, empty, chosen or (0, 1))
     if every:
         if chosen:
             raise InputError("--every evaluates in one process; start it without torchrun")
-        choices = evaluation.Choices(data, limit, bos, empty)
 
         def evaluate_one(stand: Stand, folder: Path) -> dict[str, Any]:
             opened = open_stand(stand, model, device, dtype, threads)
@@ -85,15 +79,12 @@ def evaluate(
 
         device, threads = ranks.place_of_rank(device, threads, cores())
     opened = opener(model, backend, device, dtype, threads)
-    choices = evaluation.Choices(data, limit, bos, empty, chosen or (0, 1))
     if chosen is None:
         result = evaluation.evaluate(opened, suite, out, choices, show_items)
     else:
-
-        def mine(folder: Path) -> dict[str, Any]:
-            return evaluation.evaluate(opened, suite, folder, choices, show_items, again=True)
-
-        result = ranks.evaluate_share(mine, out, *chosen)
+        result = ranks.evaluate_share(
+            lambda folder: evaluation.evaluate(opened, suite, folder, choices, show_items, again=True), out, *chosen
+        )
         if "waits_for" in result:
             others = f"; waits for {', '.join(result['waits_for'])}" if result["waits_for"] else ""
             print(f"share {chosen[0] + 1} of {chosen[1]} is done: {result['out']}{others}", file=sys.stderr)
@@ -196,6 +187,17 @@ def memorisation(
 
         write_tree(out, result)
     show(result, as_json, measured.table(found))
+
+
+def check_choices(empty: str | None, backend: str, share: str, every: int, follow: bool) -> None:
+    """Raise InputError for options of `eval` that are none, or do not go together."""
+    if empty not in (None, "bos", "eos"):
+        raise InputError(f"--empty {empty}; expected bos or eos")
+    check_backend(backend)
+    if follow and not every:
+        raise InputError("--follow waits for checkpoints; say how far apart with --every")
+    if every and (share or backend not in ("auto", "torch")):
+        raise InputError("--every evaluates whole suites with torch; leave --share and --backend out")
 
 
 def check_backend(backend: str) -> None:
