@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 from mobillama.cli.commands import app
 from mobillama.config import TrainRecipe, resolve
 from mobillama.data.shards import write_shards
+from mobillama.model.transformer import Transformer
+from mobillama.train.cluster import moments
+from mobillama.train.optimizer import Optimizer
 from mobillama.train.plan import plan_training
 
 MODEL = {
@@ -54,6 +57,25 @@ def test_a_checkpoint_is_weights_and_two_moments_in_float32() -> None:
     assert found["disk_bytes"] == 3 * 12 * PARAMETERS + 4 * PARAMETERS
     assert found["memory"]["state"] == 16 * PARAMETERS
     assert plan_training(recipe(steps=10))["memory"]["state"] == 16 * PARAMETERS + 2 * (PARAMETERS - 64 * 16)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "shape", [{}, {"tie_word_embeddings": True, "num_ffn_blocks": 3}, {"ffn_adapter_rank": 1, "ffn_gain": True}]
+)
+def test_a_checkpoint_and_the_memory_hold_what_the_optimizer_keeps(optimizer: str, shape: dict) -> None:
+    """Against a real state: AdamW's two moments of a weight, Muon's one of a matrix inside the layers."""
+    told = recipe(steps=10, dtype="float32", optimizer=optimizer)
+    told = told.model_copy(update={"model": told.model.model_copy(update=shape)})
+    model = Transformer(told.model)
+    optimizer_ = Optimizer(dict(model.named_parameters()), told.train, told.model)
+    state = sum(tensor.nbytes for name, tensor in optimizer_.state().items() if name != "optimizer.step")
+    found = plan_training(told)
+    assert found["checkpoint_bytes"] == state
+    assert found["memory"]["state"] == state + sum(gradient.nbytes for gradient in optimizer_.gradients)
+    many = plan_training(told, gpus=2, kind="a100-80g")["cluster"]["memory"]["state"]
+    odd = moments(told, 2) - moments(told)  # rows of padding
+    assert found["memory"]["state"] / 2 <= many <= (found["memory"]["state"] + 4 * 3 * odd) / 2
 
 
 def test_hours_come_from_a_speed_that_was_given_and_from_nothing_else() -> None:

@@ -18,7 +18,7 @@ from mobillama.train.flops import model_flops_per_token
 from mobillama.train.gpus import Gpu, find_gpu
 
 FLOAT32, BFLOAT16 = 4, 2
-MOMENTS = 2
+Shape = tuple[int, ...]  # rows first; one number for a vector
 GATHERED_BLOCKS = 2  # the one that computes and the next, gathered meanwhile
 
 # The paper's Table 1 (arXiv 2402.16840): GPU-hours on 160 A100 80 GB; and section 4: 14-15k tokens per second and GPU.
@@ -111,27 +111,41 @@ def collectives(recipe: TrainRecipe, gpus: int) -> dict[str, dict[str, int]]:
     return found
 
 
-def units(model: ModelConfig) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Shapes (rows, columns; vectors with one column) of the weights of one block, and of the root unit."""
+def units(model: ModelConfig) -> tuple[list[Shape], list[Shape]]:
+    """Shapes of the weights of one block, and of the root unit: its tables, the FFNs, the last norm."""
     hidden, inner = model.hidden_size, model.intermediate_size
     keys = model.num_key_value_heads * model.head_dim
-    block = [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden), (hidden, 1), (hidden, 1)]
+    block: list[Shape] = [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden), (hidden,), (hidden,)]
     if model.ffn_adapter_rank:
         block += [(model.ffn_adapter_rank, hidden), (hidden, model.ffn_adapter_rank)]
     if model.ffn_gain:
-        block.append((hidden, 1))
+        block.append((hidden,))
     ffn = [(inner, hidden), (inner, hidden), (hidden, inner)]
     tables = [(model.vocab_size, hidden)] * (1 if model.tie_word_embeddings else 2)
-    return block, [*tables, *ffn * model.num_ffn_blocks, (hidden, 1)]
+    return block, [*tables, *ffn * model.num_ffn_blocks, (hidden,)]
 
 
-def padded(shapes: Iterable[tuple[int, int]], ranks: int) -> int:
+def padded(shapes: Iterable[Shape], ranks: int) -> int:
     """Elements of weights whose rows are spread over `ranks`, the same number of rows on each.
 
-    >>> padded([(5, 3)], 2)
-    18
+    >>> padded([(5, 3), (3,)], 2)
+    22
     """
-    return sum(math.ceil(rows / ranks) * ranks * columns for rows, columns in shapes)
+    return sum(math.ceil(rows / ranks) * ranks * math.prod(rest) for rows, *rest in shapes)
+
+
+def moments(recipe: TrainRecipe, ranks: int = 1) -> int:
+    """Elements of all moments that the optimizer keeps, rows spread over `ranks`, on all of these together.
+
+    AdamW keeps two of each weight. Muon keeps one of each matrix inside the layers; the rest is AdamW's.
+    """
+    block, root = units(recipe.model)
+    kept = 2 * (recipe.model.num_hidden_layers * padded(block, ranks) + padded(root, ranks))
+    if recipe.train.optimizer == "adamw":
+        return kept
+    matrices = [shape for shape in block if len(shape) == 2] * recipe.model.num_hidden_layers
+    ffn = root[1 if recipe.model.tie_word_embeddings else 2 : -1]
+    return kept - padded([*matrices, *ffn], ranks)
 
 
 def paper_utilisation(model: str = PAPER_MODEL, tokens_per_second_per_gpu: float = sum(PAPER_SPEED) / 2) -> float:
@@ -173,7 +187,7 @@ def compare_with_paper(recipe: TrainRecipe, speed: float, gpu: Gpu, seq_len: int
             "the hours do not follow the arithmetic, so overheads bound those runs"
         )
     sent = sum(told["bytes"] for told in collectives(recipe, PAPER_GPUS).values())
-    state = (1 + MOMENTS) * FLOAT32 * cost(recipe.model).stored_parameters
+    state = FLOAT32 * (cost(recipe.model).stored_parameters + moments(recipe))
     reasons.append(
         f"weights and optimizer state ({state / 1e9:.1f} GB) lay in the CPUs' memory (cpu_offload=True in the released "
         f"code); here they stay on the GPUs, and a step sends {sent / 1e9:.2f} GB from each of {PAPER_GPUS}"
@@ -211,7 +225,7 @@ def _memory(recipe: TrainRecipe, gpus: int, single: dict[str, int], passes: int)
     block, root = (padded(shapes, ranks) for shapes in units(recipe.model))
     width = FLOAT32 if recipe.train.dtype == "float32" else BFLOAT16
     found = {
-        "state": (2 + MOMENTS) * FLOAT32 * (layers * block + root) // ranks,
+        "state": FLOAT32 * (2 * (layers * block + root) + moments(recipe, ranks)) // ranks,
         "gathered": width * (root + GATHERED_BLOCKS * block),
         "gradients": FLOAT32 * (2 * root + (layers if passes > 1 else 1) * block),
         "activations": single["activations"],

@@ -15,10 +15,9 @@ from mobillama.data.shards import read_shards
 from mobillama.data.stream import steps_per_pass
 from mobillama.errors import InputError
 from mobillama.model.cost import cost
-from mobillama.train.cluster import plan_cluster
+from mobillama.train.cluster import moments, plan_cluster
 
 FLOAT32, BFLOAT16 = 4, 2
-MOMENTS = 2  # AdamW's
 
 
 def plan_training(
@@ -57,7 +56,7 @@ def plan_training(
     head = 2 * model.vocab_size * model.hidden_size
     forward = sizes.flops_per_token + attention
     per_token = 3 * forward + (forward - head if config.activation_checkpointing else 0)
-    checkpoint = (1 + MOMENTS) * FLOAT32 * sizes.stored_parameters
+    checkpoint = FLOAT32 * (sizes.stored_parameters + moments(recipe))
     memory, cluster = _memory(recipe, seq_len), None
     if gpus:
         cluster = plan_cluster(
@@ -105,7 +104,7 @@ def _memory(recipe: TrainRecipe, seq_len: int) -> dict[str, int]:
     config, model, sizes = recipe.train, recipe.model, cost(recipe.model)
     width = FLOAT32 if config.dtype == "float32" else BFLOAT16
     table = model.vocab_size * model.hidden_size
-    state = (2 + MOMENTS) * FLOAT32 * sizes.stored_parameters
+    state = FLOAT32 * (2 * sizes.stored_parameters + moments(recipe))
     state += 0 if width == FLOAT32 else BFLOAT16 * (sizes.stored_parameters - table)
     hidden, keys = model.hidden_size, model.num_key_value_heads * model.head_dim
     layer = 4 * hidden + hidden + 2 * keys + 2 * hidden + 4 * model.intermediate_size
