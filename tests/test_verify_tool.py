@@ -199,6 +199,15 @@ def forge_digests(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(tree))
 
 
+def forge_recipe(run: Path) -> None:
+    """Another seed, with a digest that fits: only the newest `resumed` line of the ledger knows better."""
+    tree = json.loads((run / "run.json").read_text())
+    tree["recipe"]["train"]["seed"] += 1
+    text = json.dumps(tree["recipe"], sort_keys=True, separators=(",", ":"))
+    tree["recipe_digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (run / "run.json").write_text(json.dumps(tree))
+
+
 CHECKPOINT, PUBLISHED = "checkpoints/step_000006", "published/ckpt_000"
 # A run of today, with sharded checkpoints and published models: what is done to it, a word that both must say
 PLANTED_TODAY: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -216,20 +225,31 @@ PLANTED_TODAY: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda run: change_tensor(run / PUBLISHED, "model.safetensors"),
         "step_000006",
     ),
+    "recipe of a changed run, with a digest that fits": (lambda run: forge_recipe(run), "recipe"),
+    "steps of a changed run": (lambda run: edit(run / "run.json", '\n "steps": 7', '\n "steps": 8'), "steps"),
+    "list of the code's files": (lambda run: edit(next((run / "code").iterdir()), '"', '"x'), "code/"),
     "lineage of a published model": (lambda run: other_digest(run / PUBLISHED / "manifest.json", "checkpoint"), "0000"),
 }
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Shards and a run of today's version beside each other."""
+    """Shards and a run of today's version beside each other; the run went on once, with another recipe."""
     sys.path.insert(0, str(ROOT / "tests" / "train"))
     import tiny
 
     from mobillama.train.loop import train
 
     folder = tmp_path_factory.mktemp("today")
-    train(tiny.recipe(publish_chunks=True, steps=7), tiny.make_shards(folder / "shards"), folder / "run")
+    tiny.make_shards(folder / "shards")
+
+    def leave(shown: dict) -> None:
+        if shown["step"] == 6:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tiny.recipe(publish_chunks=True, steps=7), folder / "shards", folder / "run", on_progress=leave)
+    train(tiny.recipe(publish_chunks=True, steps=7, validate_every=3), folder / "shards", folder / "run")
     return folder
 
 

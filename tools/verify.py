@@ -29,7 +29,7 @@ class Report:
         if found is None:
             self.missing.append(f"{name}: not at hand")
         elif found != expected:
-            self.wrong.append(f"{name}: digest {found}; expected {expected}")
+            self.wrong.append(f"{name}: found {found}; expected {expected}")
 
 
 def sha256(path):
@@ -74,8 +74,8 @@ def check_artefact(folder):
             elif (path.stat().st_size, found := sha256(path)) != (entry["bytes"], entry["sha256"]):
                 report.wrong.append(f"{name}: {path.stat().st_size} bytes, sha256 {found}; expected {entry}")
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-        extra = there - {*manifest["files"], "manifest.json"}
-        report.wrong += [f"{name}: not in the manifest" for name in sorted(extra)]
+        there -= {*manifest["files"], "manifest.json"}
+        report.wrong += [f"{name}: not in the manifest" for name in sorted(there)]
         folder = folder.resolve()
         runs = [p for up in folder.parents[:2] if (up / "run.json").is_file() for p in (up, up.parent)]
         for entry in manifest["made_from"]:
@@ -112,19 +112,20 @@ def check_run(run, artefacts):
     report = Report(run, "run")
     try:
         told, lines = read(run / "run.json", "mobillama.run"), read_ledger(run / "ledger.jsonl", report)
-        expected = {"recipe": told["recipe_digest"], "shards": told["shards"]["digest"]}
-        report.compare("run.json: recipe", sha256_of(told["recipe"]), expected["recipe"])
-        changed = any(line["kind"] == "resumed" and line["result"]["changed"] for line in lines)
-        for name in () if not lines else ("shards",) if changed else ("shards", "recipe"):
-            report.compare(f"ledger.jsonl line 1: {name}", lines[0]["result"][name], expected[name])
-        path = Path(told["shards"]["path"])
-        found = digest_of_origin((path, run.resolve().parent / path.name), "shards")
-        report.compare(f"shards {path.name}", found, expected["shards"])
+        now = {"shards": told["shards"]["digest"], "recipe": told["recipe_digest"], "steps": told["steps"]}
+        report.compare("run.json: recipe", sha256_of(told["recipe"]), now["recipe"])
+        said = [line["result"] for line in lines if line["kind"] in ("start", "resumed")]  # the newest counts
+        then = {k: x.get(k, now[k]) for x in said for k in now if k in x or (k == "recipe" and x["changed"])}
+        report.wrong += [f"run.json: {k} {now[k]}; expected {then[k]}" for k in then if now[k] != then[k]]
+        for file in run.glob("code/*.json"):
+            report.compare(f"code/{file.name}", sha256_of(json.loads(file.read_bytes())), file.stem)
+        places = [path := Path(told["shards"]["path"]), run.resolve().parent / path.name]
+        report.compare(f"shards {path.name}", digest_of_origin(places, "shards"), now["shards"])
         for folder, manifest in artefacts.items():
             if folder.parent in (run / "checkpoints", run / "published") or folder == run / "model":
-                check_part(folder, manifest, lines, expected["shards"], report)
+                check_part(folder, manifest, lines, now["shards"], report)
     except ERRORS as error:
-        report.wrong.append(f"run.json or ledger.jsonl cannot be used: {error!r}")
+        report.wrong.append(f"run.json, ledger.jsonl or code/ cannot be used: {error!r}")
     return report
 
 

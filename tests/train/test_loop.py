@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -15,6 +16,7 @@ from mobillama.data.stream import row_ids
 from mobillama.device import place
 from mobillama.errors import InputError, RecipeError, TrainingError
 from mobillama.model.weights import load_model
+from mobillama.train.check import check_run
 from mobillama.train.ledger import FILE, Ledger, read_ledger
 from mobillama.train.loop import train
 
@@ -179,6 +181,33 @@ def test_names_and_cadence_may_change_and_are_recorded(tmp_path, shards, whole_r
     assert json.loads((run / "run.json").read_text())["recipe"]["name"] == "renamed"
     assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step_000012"]
     assert tiny.weights(run) == tiny.weights(whole_run)
+
+
+def test_a_change_of_the_recipe_is_told_however_a_kill_falls(tmp_path, shards, monkeypatch):
+    """run.json is written anew after the `resumed` line: killed between the two, the next start tells it again."""
+    run = tmp_path / "run"
+
+    def die(*_):
+        raise Crash
+
+    with pytest.raises(Crash):
+        train(tiny.recipe(), shards, run, on_progress=crash_at(7))
+    for here in ("mobillama.train.session.complete_published", "mobillama.train.session.begin_run"):
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(here, die)
+            train(tiny.recipe(validate_every=3), shards, run)
+        assert json.loads((run / "run.json").read_text())["recipe"]["train"]["validate_every"] == 4
+    train(tiny.recipe(validate_every=3), shards, run)
+    assert [line["changed"] for line in results(run, "resumed")] == [{"train.validate_every": 3}] * 2
+    assert check_run(run).differences == []
+
+
+def test_a_finished_run_keeps_the_recipe_it_was_trained_with(copied, shards, whole_run):
+    shutil.copytree(whole_run / "model", copied / "model")
+    before = (copied / "run.json").read_bytes()
+    assert train(tiny.recipe(name="renamed"), shards, copied)["finished"]
+    assert (copied / "run.json").read_bytes() == before
+    assert check_run(copied).differences == []
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import ranks
 import tiny
 
 from mobillama.errors import InputError, RecipeError
+from mobillama.train.check import check_run
 from mobillama.train.ledger import FILE, read_ledger
 from mobillama.train.loop import train
-from mobillama.train.world import ALONE, copies, joined, read_world
+from mobillama.train.world import ALONE, copies, joined, read_world, spread
 
 # Loss and norms of a run in float32: sums over ranks come in another order.
 CLOSE = 1e-4
@@ -146,6 +147,32 @@ def test_a_node_that_is_lost_leaves_the_rest_to_go_on(tmp_path, shards, one):
         line.circumstance["environment"]["world_size"] for line in read_ledger(run) if line.kind in ("start", "resumed")
     ]
     assert (sizes[0], sizes[-1]) == (2, 1)
+
+
+@pytest.mark.slow
+def test_what_is_left_of_the_ranks_goes_on_where_shard_ranks_does_not_divide_it(tmp_path, shards, one, capsys):
+    """Begun in copies of two ranks; then three are there, and then one."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    how = HOW | {"shard_ranks": 2}
+    for size, step in ((2, 7), (3, 5)):
+        stop = {"rank": 0, "step": step, "how": "term"}
+        assert set(ranks.train_ranks(size, shards, run, log, stop, **how)) == {130}, log.read_text()
+    capsys.readouterr()
+    assert train(tiny.recipe(**how), shards, run)["finished"]
+    assert "note: train.shard_ranks=2 does not divide the 1 ranks that train now" in capsys.readouterr().err
+    assert [(line["step"], line["shard_ranks"]) for line in results(run, "resumed")] == [(7, 3), (12, 1)]
+    compare(run, one)
+    assert check_run(run).differences == []
+
+
+def test_what_is_left_is_spread_over_no_fewer_than_before_or_over_all():
+    for size in range(1, 41):
+        for asked in range(1, 41):
+            over = spread(size, asked)
+            assert size % over == 0
+            assert over == size if asked >= size else over >= asked
+            assert over == asked or size % asked
+    assert spread(152, 16) == 19
 
 
 def test_ranks_that_do_not_divide_are_refused():

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from mobillama import manifest
-from mobillama.cli.app import app
+from mobillama.cli.commands import app
 from mobillama.data.shards import read_shards, write_shards
 from mobillama.data.stream import row_ids
 from mobillama.errors import DamagedFileError, InputError

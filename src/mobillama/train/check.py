@@ -15,7 +15,7 @@ from mobillama import manifest
 from mobillama.errors import DamagedFileError, InputError, MobillamaError
 from mobillama.train import digest, ledger
 from mobillama.train.ledger import Line, read_ledger
-from mobillama.train.run import FILE, read_run
+from mobillama.train.run import FILE, promised_recipe, read_run
 
 FORM = 2  # of checkpoints: the newest that is known here
 # kind of line -> what it says the sha256 of, file by file; of checkpoints that is so in form 1
@@ -48,8 +48,9 @@ def check_run(run: Path) -> Found:
     except MobillamaError as error:
         found.differences.append(f"{ledger.FILE}: {error}")
         lines = []
-    _check_start(told, lines, found)
+    _check_told(told, lines, found)
     _check_shards(run, told, found)
+    _check_code(run, found)
     for folder in sorted((run / "checkpoints").glob("step_*")):
         if folder.name.endswith(".damaged"):
             found.not_checked.append(f"checkpoints/{folder.name}: set aside as damaged, and not used since")
@@ -70,8 +71,8 @@ def _tip(run: Path) -> str:
     return hashlib.sha256(whole.rpartition(b"\n")[2]).hexdigest() if whole else ""
 
 
-def _check_start(told: dict[str, Any], lines: list[Line], found: Found) -> None:
-    """run.json against itself and against the first line of the ledger."""
+def _check_told(told: dict[str, Any], lines: list[Line], found: Found) -> None:
+    """run.json against itself, and against what the ledger says that the run is trained with."""
     text = json.dumps(told["recipe"], sort_keys=True, separators=(",", ":")).encode()
     if (digest := hashlib.sha256(text).hexdigest()) != told["recipe_digest"]:
         found.differences.append(f"{FILE}: its recipe has digest {digest}; expected {told['recipe_digest']}")
@@ -85,11 +86,13 @@ def _check_start(told: dict[str, Any], lines: list[Line], found: Found) -> None:
         found.differences.append(
             f"{ledger.FILE} line 1: found shards {start['shards']}; expected {told['shards']['digest']} as in {FILE}"
         )
-    lengthened = any(line.kind == "resumed" and line.result["changed"] for line in lines)
-    if not lengthened and start["recipe"] != told["recipe_digest"]:
-        found.differences.append(
-            f"{ledger.FILE} line 1: found recipe {start['recipe']}; expected {told['recipe_digest']} as in {FILE}"
-        )
+    said = [line.result for line in lines if line.kind in ("start", "resumed")]
+    promised = {"recipe_digest": promised_recipe(told, said), "steps": said[-1]["steps"]}
+    found.differences += [
+        f"{FILE}: {key} is {told.get(key)}; expected {expected} as in the ledger"
+        for key, expected in promised.items()
+        if told.get(key) != expected
+    ]
 
 
 def _check_shards(run: Path, told: dict[str, Any], found: Found) -> None:
@@ -103,6 +106,17 @@ def _check_shards(run: Path, told: dict[str, Any], found: Found) -> None:
                 )
             return
     found.not_checked.append(f"shards {path.name} (digest {told['shards']['digest']}): not at hand")
+
+
+def _check_code(run: Path, found: Found) -> None:
+    """The lists of files of the codes that trained the run: each has the digest that it is named by."""
+    for path in sorted((run / "code").glob("*.json")):
+        try:
+            digest = hashlib.sha256(manifest.canonical(json.loads(path.read_bytes()))).hexdigest()
+        except ValueError as error:
+            digest = f"none ({error})"
+        if digest != path.stem:
+            found.differences.append(f"code/{path.name}: found digest {digest}; expected {path.stem}, its name")
 
 
 def _check_artefact(run: Path, folder: Path, kind: str, lines: list[Line], told: dict[str, Any], found: Found) -> None:

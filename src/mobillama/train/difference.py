@@ -17,7 +17,7 @@ from mobillama.errors import InputError, MobillamaError
 from mobillama.train.environment import changed_files
 from mobillama.train.initial import start_digest
 from mobillama.train.ledger import Line
-from mobillama.train.run import FILE, recipe_leaves
+from mobillama.train.run import FILE, promised_recipe, recipe_leaves
 
 
 def environment_differences(
@@ -47,7 +47,7 @@ def recipe_differences(run: Path, told: Mapping[str, Any], lines: Sequence[Line]
     The ledger has a digest alone, so keys are named by the recipe in the manifests of checkpoints and model.
     """
     said = [line.result for line in lines if line.kind in ("start", "resumed")]
-    expected = _expected_recipe(told, said)
+    expected = promised_recipe(told, said)
     digest = tree_digest(told["recipe"])
     found = []
     if digest != expected:
@@ -95,16 +95,6 @@ def initial_differences(recipe: TrainRecipe, lines: Sequence[Line]) -> list[str]
     if found == expected:
         return []
     return [f"initial model {recipe.init.model or 'none'}: found digest {found}; expected {expected} as in the ledger"]
-
-
-def _expected_recipe(told: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> str:
-    """The digest that the recipe should have: the newest in the ledger, unless it changed since in a way not told."""
-    for result in reversed(said):
-        if "recipe" in result:
-            return str(result["recipe"])
-        if result.get("changed"):
-            break
-    return str(told["recipe_digest"])
 
 
 def _changed_keys(run: Path, told: Mapping[str, Any], expected: str) -> str:

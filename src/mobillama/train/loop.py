@@ -34,7 +34,7 @@ from mobillama.train.initial import check_start, initial_model
 from mobillama.train.interruption import Interruption, interruption
 from mobillama.train.ledger import Ledger
 from mobillama.train.progress import Display
-from mobillama.train.run import check_fit
+from mobillama.train.run import FILE, check_fit
 from mobillama.train.schedule import due, learning_rate
 from mobillama.train.session import Session
 from mobillama.train.sharded_step import ShardedStep
@@ -59,7 +59,8 @@ def train(recipe: TrainRecipe, shards: Path, out: Path, *, on_progress: OnProgre
     steps = check_fit(recipe, data)
     check_start(recipe)
     with joined(recipe.train.device) as world, contextlib.ExitStack() as held:
-        copies(world.size, recipe.train.shard_ranks)
+        if not world.once(lambda: (out / FILE).is_file()):  # a run that was begun goes on with the ranks that are left
+            copies(world.size, recipe.train.shard_ranks)
         here = place(recipe.train)
         if recipe.train.float8:
             check_float8(here.device)

@@ -7,7 +7,7 @@ began with; keys that change no result may be changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,19 @@ def read_run(run: Path) -> dict[str, Any] | None:
     if tree["format_version"] > FORMAT_VERSION:
         raise InputError(f"{path} has format version {tree['format_version']}; this mobillama reads {FORMAT_VERSION}")
     return dict(tree)
+
+
+def promised_recipe(told: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> str:
+    """The digest that the recipe of `told`, a run.json, should have by `said`, results of `start` and `resumed` lines.
+
+    The newest in the ledger, unless it changed since in a way that an older version did not write down.
+    """
+    for result in reversed(said):
+        if "recipe" in result:
+            return str(result["recipe"])
+        if result.get("changed"):
+            break
+    return str(told["recipe_digest"])
 
 
 def compare_run(

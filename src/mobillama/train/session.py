@@ -26,13 +26,13 @@ from mobillama.train.initial import start_digest
 from mobillama.train.ledger import FILE, Kind, Ledger
 from mobillama.train.progress import Display
 from mobillama.train.published import complete_published, is_publication, next_number, write_published
-from mobillama.train.run import read_run
+from mobillama.train.run import begin_run, read_run
 from mobillama.train.sharded_step import ShardedStep
 from mobillama.train.standing import Standing, summarise
 from mobillama.train.state_results import WholeTensors
 from mobillama.train.step import TrainStep
 from mobillama.train.validate import validate
-from mobillama.train.world import World
+from mobillama.train.world import World, spread
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Session:
     def draw(self, values: Mapping[str, float | None]) -> None:
         """Draw a point of each curve at this step; rank 0 does."""
         if self.curves:
-            self.curves.add(self.step, time.time(), values)
+            self.curves.add(self.step, values)
 
     def begin(self) -> None:
         """Write the `start` line."""
@@ -113,8 +113,16 @@ class Session:
         found, newest = standing.newest, standing.newest.checkpoint
         keep_code_files(self.folder)
         result: dict[str, Any] = {"step": 0, "checkpoint": None, "steps": self.steps, "changed": standing.changed}
-        result |= {"recipe": (read_run(self.folder) or {})["recipe_digest"]}
+        told = self.recipe.digest() if standing.changed else (read_run(self.folder) or {})["recipe_digest"]
+        result |= {"recipe": told}
         result |= {"refused": found.result()} if found.refused else {}
+        asked, over = self.config.shard_ranks, spread(self.world.size, self.config.shard_ranks)
+        if asked and over != asked:
+            result |= {"shard_ranks": over}
+            self.display.say(
+                f"note: train.shard_ranks={asked} does not divide the {self.world.size} ranks that train now: "
+                f"weights and optimizer are spread over {over} of them, which changes no result beyond rounding"
+            )
         if newest:
             if ledger.step_of("checkpoint") < newest.step:  # killed between sealing it and saying so
                 ledger.append("checkpoint", newest.result(), newest.circumstance())
@@ -123,6 +131,9 @@ class Session:
         if different := [f"{key} {now.get(key)} (earlier {was})" for key, was in before.items() if now.get(key) != was]:
             self.display.say(f"note: the environment has changed, bits may differ from here on: {', '.join(different)}")
         ledger.append("resumed", result, {"environment": now})
+        if standing.changed:  # in this order: killed between the two, the next start finds the same changes
+            ledger.sync()
+            begin_run(self.folder, self.recipe, self.shards, self.steps)
 
     def count(self, result: Mapping[str, Any], tokens: int, seconds: float) -> None:
         """Take a step into the books: `result` is that of its line, `tokens` were trained on in it."""

@@ -27,7 +27,7 @@ from mobillama.train.loss import Kernel, linear_cross_entropy, summed_nats
 from mobillama.train.memory import keep_freed_memory
 from mobillama.train.optimizer import Norms, Optimizer
 from mobillama.train.parallel import prepare
-from mobillama.train.world import World, copies
+from mobillama.train.world import World, spread
 
 
 class ShardedStep:
@@ -35,7 +35,7 @@ class ShardedStep:
 
     model: the same whole model on every rank; only this rank's shards of it are kept, on `device`.
     dtype: of the compute, torch.float32 or torch.bfloat16. Every method is called on all ranks, in the same order.
-    Error: RecipeError if train.shard_ranks does not divide the ranks.
+    Where train.shard_ranks does not divide the ranks, a copy is spread over more of them (`spread` in world.py).
     """
 
     def __init__(
@@ -153,10 +153,10 @@ class RootUnit(nn.Module):
 
 def make_mesh(device: torch.device, world: World, shard_ranks: int) -> DeviceMesh:
     """All ranks in one row (FSDP), or copies x ranks of a copy (HSDP), neighbours in rank sharing a copy."""
-    number = copies(world.size, shard_ranks)
-    if number == 1:
+    over = spread(world.size, shard_ranks)
+    if over == world.size:
         return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device.type, (number, shard_ranks), mesh_dim_names=("copy", "shard"))
+    return init_device_mesh(device.type, (world.size // over, over), mesh_dim_names=("copy", "shard"))
 
 
 def look_up_in_float32(embedding: nn.Embedding) -> None:

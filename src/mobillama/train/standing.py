@@ -33,7 +33,7 @@ class Standing:
 
 
 def find_standing(recipe: TrainRecipe, shards: Shards, run: Path, steps: int) -> tuple[Standing, Ledger]:
-    """Where the run in a folder stands, its ledger open to go on (the caller closes it), and run.json up to date.
+    """Where the run in a folder stands, its ledger open to go on (the caller closes it); a new run gets its run.json.
 
     Leftovers of a kill are swept and damaged checkpoints set aside. Errors: those of the files read, and RecipeError
     for a recipe that the run cannot go on with; then nothing was written.
@@ -45,7 +45,7 @@ def find_standing(recipe: TrainRecipe, shards: Shards, run: Path, steps: int) ->
     ledger = Ledger.open(run, repeats_after=step if recipe.train.deterministic else None)
     try:
         changed = compare_run(run, earlier, recipe, shards, steps, ledger.last_step) if earlier else {}
-        if not earlier or changed:
+        if not earlier or (changed and not ledger.lines):
             begin_run(run, recipe, shards, steps)
         if ledger.last_step < step and newest.checkpoint:
             raise DamagedFileError(

@@ -189,6 +189,20 @@ def copies(size: int, shard_ranks: int) -> int:
     return size // over
 
 
+def spread(size: int, shard_ranks: int) -> int:
+    """Over how many of `size` ranks a copy of the weights is spread, where `shard_ranks` need not divide them.
+
+    A run that has lost ranks goes on: with the next larger number that divides what is left (a rank then holds no more
+    than before), or with all where fewer are left than a copy was spread over. `copies` refuses such a number at a
+    start. 0 = all.
+
+    >>> spread(8, 4), spread(6, 4), spread(2, 4), spread(3, 0)
+    (4, 6, 2, 3)
+    """
+    least = min(shard_ranks or size, size)
+    return next(ranks for ranks in range(least, size + 1) if size % ranks == 0)
+
+
 def _agree_on_token(store: Store, world: World, patience: timedelta) -> str:
     """A word that only the processes of this attempt know, the same on all.
 
