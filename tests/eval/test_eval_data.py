@@ -73,6 +73,7 @@ def test_rows_are_read_to_their_end_and_hashed(tmp_path: Path) -> None:
         (gzip.compress(b""), "holds no rows"),
         (b"not gzip", "cut or damaged"),
     ],
+    ids=["cut", "cut row", "list", "empty", "not gzip"],  # ids of the bytes would hold the time
 )
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes, words: str) -> None:
     with pytest.raises(DamagedFileError, match=rf"validation.jsonl.gz.*{words}"):
