@@ -41,13 +41,13 @@ def test_a_document_scores_what_its_tokens_cost(documented: Path) -> None:
     row = next(n for n in range(shards.num_validation_rows) if len(shards.spans(n, "validation")) > 1)
     ids = torch.from_numpy(shards.validation_rows([row]))
     logits = model(ids[:, :-1]).log_softmax(-1)
-    nats = -logits.gather(-1, ids[:, 1:, None])[0, :, 0]
+    nats = -logits.detach().gather(-1, ids[:, 1:, None])[0, :, 0]
     span = shards.spans(row, "validation")[1]
     found = {score.document: score for score in score_documents(model, shards, np.array([row]))}[span.document]
     assert found.tokens == span.token_count
     assert found.bytes == span.byte_end - span.byte_start
     start = span.token_start - 1
-    assert found.nats == pytest.approx(float(nats[start : start + span.token_count].sum()), rel=1e-5)
+    assert found.nats == pytest.approx(nats[start : start + span.token_count].sum().item(), rel=1e-5)
 
 
 def test_rows_are_spread_over_every_source(documented: Path) -> None:
