@@ -167,6 +167,17 @@ def test_the_short_way_prints_what_the_application_prints(shards: Path, tmp_path
         assert capsys.readouterr().out == CliRunner().invoke(app, words, catch_exceptions=False).output
 
 
+def test_a_reader_that_has_enough_is_no_error(shards: Path, tmp_path: Path):
+    run = make_run(tmp_path / "run", shards)
+    command = [sys.executable, "-m", "mobillama.cli", "data", "show", str(run), "--step", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+        shown.stdout.close()
+        assert shown.stderr.read() == b""
+        assert shown.wait() == 1
+
+
 @pytest.mark.parametrize(
     "words",
     [

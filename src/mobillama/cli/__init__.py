@@ -7,6 +7,7 @@ printed without a traceback and exit with status 2.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 from mobillama.cli.short import run_short
@@ -29,6 +30,9 @@ def main() -> None:
         if extra is None:
             raise
         fail(str(missing_extra(extra, error)))
+    except BrokenPipeError:  # who read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at the end
+        sys.exit(1)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             fail(
