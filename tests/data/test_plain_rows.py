@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -170,7 +171,8 @@ def test_the_short_way_prints_what_the_application_prints(shards: Path, tmp_path
 def test_a_reader_that_has_enough_is_no_error(shards: Path, tmp_path: Path):
     run = make_run(tmp_path / "run", shards)
     command = [sys.executable, "-m", "mobillama.cli", "data", "show", str(run), "--step", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as shown:
         assert shown.stdout is not None
         assert shown.stderr is not None
         shown.stdout.close()

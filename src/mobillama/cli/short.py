@@ -52,4 +52,4 @@ def show_rows(folder: Path, step: int, row: int | None, as_json: bool) -> None:
 
     rows = lookup.show(folder, step, row)
     result = {"step": step, "rows": rows}
-    print(json.dumps(result, ensure_ascii=False) if as_json else lookup.describe(rows))
+    print(json.dumps(result, ensure_ascii=False) if as_json else lookup.describe(rows), flush=True)
