@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mobillama.errors import DamagedFileError, InputError, RecipeError
-from mobillama.eval.data import check_folders
+from mobillama.eval.data import check_folders, stay_offline
 from mobillama.eval.suite import Suite, find_suite, read_suite, suites_folder, task_files
+from mobillama.eval.tasks import load_tasks
 
 ROW = json.dumps({"goal": "a", "sol1": "b", "sol2": "c", "label": 0}).encode() + b"\n"
 
@@ -92,3 +94,37 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "piqa" / "rows.jsonl").write_bytes(ROW)
     with pytest.raises(InputError, match=r"no README.md"):
         check_folders(tmp_path, ["piqa"])
+
+
+def test_the_papers_suite_loads_in_full(shared_folder: Callable[[str], Path]) -> None:
+    """Every benchmark, MMLU's 57 subjects through the harness's group among them."""
+    stay_offline()
+    suite = read_suite("paper9")
+    data = check_folders(shared_folder("MOBILLAMA_BENCHMARKS"), [one.data or one.name for one in suite.benchmarks])
+    found = {one.name: load_tasks(one, task_files(find_suite("paper9")), data) for one in suite.benchmarks}
+    counts = {name: (len(tasks), sum(len(one.task.eval_docs) for one in tasks)) for name, (tasks, _) in found.items()}
+    assert counts == {
+        "hellaswag": (1, 10042),
+        "arc_challenge": (1, 1172),
+        "winogrande": (1, 1267),
+        "mmlu": (57, 14042),
+        "truthfulqa": (1, 817),
+        "crows_pairs": (9, 1508),
+        "piqa": (1, 1838),
+        "race": (1, 1045),
+        "siqa": (1, 1954),
+        "social_iqa": (1, 1954),
+    }
+    assert found["crows_pairs"][1] == ["crows_pairs_english_autre"]
+    subjects = found["mmlu"][0]
+    assert len({one.name for one in subjects}) == len({one.fingerprint for one in subjects}) == 57
+    assert {one.task.config.num_fewshot for one in subjects} == {5}
+
+
+@pytest.mark.parametrize("name", ["quick", "table5"])
+def test_other_suites_ask_what_the_papers_does(name: str) -> None:
+    """Their tasks, shots and metrics are those of paper9, of which the test above shows that they load."""
+    papers = {one.name: one for one in read_suite("paper9").benchmarks}
+    for one in read_suite(name).benchmarks:
+        same = papers[one.name]
+        assert (one.tasks, one.folder, one.shots, one.metric) == (same.tasks, same.folder, same.shots, same.metric)

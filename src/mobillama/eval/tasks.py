@@ -67,13 +67,7 @@ def load_tasks(benchmark: Benchmark, own: Path, data: LocalData | None) -> tuple
     """
     manager = _manager(_folder(benchmark, own))
     loaded, lacking = [], []
-    for name in benchmark.tasks:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, 3) or sorted(manager.all_tasks)[:3]
-            raise InputError(
-                f"{benchmark.name}: the harness has no task {name!r} in {benchmark.folder or own};"
-                f" expected a name such as {', '.join(near)}"
-            )
+    for name in [leaf for wanted in benchmark.tasks for leaf in _leaves(benchmark, manager, wanted, own)]:
         changes: dict[str, Any] = {"num_fewshot": benchmark.shots}
         if data is not None:
             folder = benchmark.data or benchmark.name
@@ -81,7 +75,7 @@ def load_tasks(benchmark: Benchmark, own: Path, data: LocalData | None) -> tuple
             changes["dataset_kwargs"] = {"cache_dir": str(data.cache_folder(folder))}
         try:
             with quiet():
-                found = manager.load([{"group": benchmark.name, "task": [{_key(manager, name): name, **changes}]}])
+                found = manager.load([{"group": benchmark.name, "task": [{"task": name, **changes}]}])
         except IndexError as error:
             if benchmark.may_lack_tasks and "size 0" in str(error):
                 lacking.append(name)
@@ -212,8 +206,26 @@ def _folder(benchmark: Benchmark, own: Path) -> Path:
     return folder
 
 
-def _key(manager: TaskManager, name: str) -> str:
-    return "group" if name in manager.all_groups else "task"
+def _leaves(benchmark: Benchmark, manager: TaskManager, name: str, own: Path) -> list[str]:
+    """The tasks that a name of the harness stands for: itself, or those of a group or tag, at any depth.
+
+    One by one, because the harness (0.4.13) gives what is told to a group's tasks their names too.
+    """
+    if name not in manager.all_tasks:
+        near = difflib.get_close_matches(name, manager.all_tasks, 3) or sorted(manager.all_tasks)[:3]
+        raise InputError(
+            f"{benchmark.name}: the harness has no task {name!r} in {benchmark.folder or own};"
+            f" expected a name such as {', '.join(near)}"
+        )
+    entry = manager.task_index[name]
+    if name in manager.all_tags:
+        return sorted(entry.tags)
+    if name not in manager.all_groups:
+        return [name]
+    members = (entry.cfg or {}).get("task", [])
+    if not all(isinstance(member, str) for member in members):
+        raise InputError(f"{benchmark.name}: the group {name!r} changes its tasks; name them one by one instead")
+    return [leaf for member in members for leaf in _leaves(benchmark, manager, member, own)]
 
 
 def _loaded(name: str, task: Task, benchmark: Benchmark, data: LocalData | None) -> LoadedTask:
