@@ -17,6 +17,7 @@ from mobillama.device import place
 from mobillama.errors import InputError, RecipeError, TrainingError
 from mobillama.model.weights import load_model
 from mobillama.train.check import check_run
+from mobillama.train.checkpoint_writer import CheckpointWriter
 from mobillama.train.ledger import FILE, Ledger, read_ledger
 from mobillama.train.loop import train
 
@@ -336,3 +337,16 @@ def test_shards_without_held_out_rows_train_without_validation(tmp_path):
     write_shards(tmp_path / "unheld", rows, empty, vocab_size=tiny.VOCABULARY)
     summary = train(tiny.recipe(steps=4), tmp_path / "unheld", tmp_path / "run")
     assert (summary["finished"], summary["validation"]) == (True, None)
+
+
+def test_the_last_checkpoint_needs_no_copy_of_the_state(tmp_path, shards, monkeypatch):
+    """No step comes after it, so that the peak of a run of one checkpoint is that of its steps."""
+    copied = []
+    copy = CheckpointWriter._copy
+    monkeypatch.setattr(CheckpointWriter, "_copy", lambda self, *state: copied.append(state[0]) or copy(self, *state))
+    train(tiny.recipe(checkpoint_every=1000), shards, tmp_path / "one")
+    assert copied == []
+    assert results(tmp_path / "one", "checkpoint")
+    train(tiny.recipe(checkpoint_every=1), shards, tmp_path / "many")
+    assert copied
+    assert results(tmp_path / "one", "end") == results(tmp_path / "many", "end")

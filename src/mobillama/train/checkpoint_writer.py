@@ -96,12 +96,14 @@ class CheckpointWriter:
         circumstance: Mapping[str, Any],
         published: int | None = None,
         then: Then | None = None,
+        at_once: bool = False,
     ) -> None:
         """Copy a training state (names as in TrainStep.state) and write it in the background, or at once.
 
         circumstance: the environment. published: the number under which it is kept for good. then: called on rank 0
-        with the sealed checkpoint, in the background too. What comes of it, errors too, is told by `finished` or
-        `wait`; one of these must have told of the checkpoint before.
+        with the sealed checkpoint, in the background too. at_once: no training goes on beside it, so that no copy is
+        needed. What comes of it, errors too, is told by `finished` or `wait`; one of these must have told of the
+        checkpoint before.
         """
         if self._job:
             raise RuntimeError(f"{self._job.out} is still being written, or nobody asked what came of it")
@@ -110,7 +112,7 @@ class CheckpointWriter:
         out = checkpoints_folder(self.run) / f"step_{step:06d}"
         job = Job(out, made_from, recipe, counts, {**circumstance, "ranks": self.world.size}, then)
         self._job = job
-        if not self.asynchronous:
+        if at_once or not self.asynchronous:
             self._write(job, state)
             return
         with job.timed("copy"):

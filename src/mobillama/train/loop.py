@@ -170,8 +170,9 @@ def take_steps(session: Session, asked: Interruption, on_progress: OnProgress | 
         session.settle()
         if due(step, config.validate_every) or step == steps:
             session.validate()
-        if due(step, config.checkpoint_every) or session.publishes(step) or step == steps or leaving:
-            session.save()
+        ends = step == steps or leaving
+        if due(step, config.checkpoint_every) or session.publishes(step) or ends:
+            session.save(ends=ends)
         if leaving:
             break
     session.settle(wait=True)

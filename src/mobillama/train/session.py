@@ -168,8 +168,11 @@ class Session:
         """Whether the checkpoint of a step is kept for good, with a model folder."""
         return is_publication(self.config, self.shards.chunk_rows, self.shards.seq_len, step, self.steps)
 
-    def save(self) -> None:
-        """Begin a checkpoint, after the one before is done; lines reach the disk before it does."""
+    def save(self, *, ends: bool = False) -> None:
+        """Begin a checkpoint, after the one before is done; lines reach the disk before it does.
+
+        ends: no step comes after it. It is written from the state itself then: a copy would cost as much memory again.
+        """
         self.settle(wait=True)
         if self.ledger:
             self.ledger.sync()
@@ -185,8 +188,9 @@ class Session:
             circumstance=self.environment,
             published=published,
             then=self._publish,
+            at_once=ends,
         )
-        if not self.config.asynchronous:
+        if ends or not self.config.asynchronous:
             self.settle(wait=True)
 
     def _publish(self, saved: Checkpoint) -> None:
