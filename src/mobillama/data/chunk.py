@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobillama.data.header import Header, read_header
-from mobillama.data.tensors import DTYPES, lay_out, map_arrays, write_arrays
+from mobillama.data.tensors import DTYPES, lay_out, map_extents, write_arrays
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -37,5 +37,5 @@ def open_chunk(path: Path) -> tuple[Arrays, Header]:
 
     Errors: DamagedFileError if it is cut short or its parts contradict each other, InputError if its format is newer.
     """
-    header, _ = read_header(path)
-    return map_arrays(path)[0], header
+    header, extents = read_header(path)
+    return map_extents(path, extents), header

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -62,12 +63,34 @@ def chunk_name(number: int, chunks: int) -> str:
     return f"chunk_{number:0{max(3, len(str(chunks - 1)))}d}.safetensors"
 
 
-def chunk_names(files: dict[str, dict[str, Any]], folder: Path) -> list[str]:
+def chunk_names(files: Mapping[str, Any], folder: Path) -> list[str]:
     """The training chunks among the files of a manifest, in order; DamagedFileError if those or VALIDATION lack."""
     names = sorted(name for name in files if name.startswith("chunk_"))
     if not names or VALIDATION not in files:
         raise DamagedFileError(f"{folder}: its manifest names no chunk or no {VALIDATION}; build the shards again")
     return names
+
+
+def read_headers(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> tuple[Header, dict[str, dict[str, Extent]]]:
+    """The header of a shards folder with these files (of its manifest), and where the arrays of each chunk lie.
+
+    File name -> extents, training chunks in order, VALIDATION last. Errors: those of `read_header`, and
+    DamagedFileError for a file of another size than promised or with another header than the first.
+    """
+    first: Header | None = None
+    found = {}
+    for name in [*(names := chunk_names(files, folder)), VALIDATION]:
+        path = folder / name
+        header, found[name] = read_header(path)
+        if (size := path.stat().st_size) != files[name]["bytes"]:
+            raise DamagedFileError(
+                f"{path}: found {size} bytes; its manifest promises {files[name]['bytes']}; restore the file"
+            )
+        first = first or header
+        if header != first:
+            raise DamagedFileError(f"{path}: found {header}; expected {first} as in {names[0]}")
+    assert first is not None, "chunk_names gives one name or more"
+    return first, found
 
 
 def read_header(path: Path) -> tuple[Header, dict[str, Extent]]:

@@ -1,6 +1,6 @@
 """What a training step read: step -> rows (a pure function) -> documents -> text.
 
-`mobillama data show` waits for nothing but this, so nothing here needs numpy or pyarrow (test_lookup measures by name).
+`mobillama data show` waits for nothing but this, so nothing here imports numpy or pyarrow (test_plain_rows.py).
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from mobillama import manifest
 from mobillama.data.document_lines import DocumentLines, open_lines
-from mobillama.data.header import SPAN_ARRAYS, VALIDATION, Header, chunk_names, read_header
-from mobillama.data.layout import ITEM_BYTES, Extent
+from mobillama.data.header import SPAN_ARRAYS, VALIDATION, read_headers
+from mobillama.data.layout import ITEM_BYTES
 from mobillama.data.span import Span
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import InputError
 
 if TYPE_CHECKING:
     from mobillama.data.documents import DocumentTable
@@ -41,16 +41,10 @@ class PlainRows:
     def __init__(self, folder: Path) -> None:
         """Check the header of every chunk. Errors: InputError, DamagedFileError naming the file."""
         self.folder, self.manifest = folder, manifest.read(folder, "shards")
-        self._names = chunk_names(self.manifest.files, folder)
-        opened = [self._open(name) for name in [*self._names, VALIDATION]]
-        self.header: Header = opened[0][0]
-        for name, (header, _) in zip([*self._names, VALIDATION], opened, strict=True):
-            if header != self.header:
-                raise DamagedFileError(
-                    f"{folder / name}: found {header}; expected {self.header} as in {self._names[0]}"
-                )
-        self._arrays = [arrays for _, arrays in opened[:-1]]
-        self.chunk_rows = tuple(arrays["ids"].shape[0] for arrays in self._arrays)
+        self.header, extents = read_headers(folder, self.manifest.files)
+        del extents[VALIDATION]
+        self._chunks = list(extents.items())
+        self.chunk_rows = tuple(arrays["ids"].shape[0] for _, arrays in self._chunks)
 
     def row(self, number: int) -> Row:
         """The row of this global number. Errors: InputError for a row or an id that cannot be."""
@@ -59,11 +53,11 @@ class PlainRows:
             raise InputError(f"{self.folder}: row {number} of train; it has rows 0 to {ends[-1] - 1}")
         chunk = bisect.bisect_right(ends, number)
         place, length = number - (ends[chunk] - self.chunk_rows[chunk]), self.header.row_len
-        arrays = self._arrays[chunk]
-        with (self.folder / self._names[chunk]).open("rb") as file:
+        name, arrays = self._chunks[chunk]
+        with (self.folder / name).open("rb") as file:
 
             def read(name: str, start: int, count: int) -> list[int]:
-                found: Extent = arrays[name]
+                found = arrays[name]
                 file.seek(found.start + ITEM_BYTES[found.type] * start)
                 return list(struct.unpack(f"<{count}{FORMATS[found.type]}", file.read(ITEM_BYTES[found.type] * count)))
 
@@ -88,10 +82,3 @@ class PlainRows:
     @cached_property
     def _lines(self) -> DocumentLines | DocumentTable:
         return open_lines(self.folder / "documents")
-
-    def _open(self, name: str) -> tuple[Header, dict[str, Extent]]:
-        path, promised = self.folder / name, self.manifest.files[name]["bytes"]
-        opened = read_header(path)
-        if (size := path.stat().st_size) != promised:
-            raise DamagedFileError(f"{path}: found {size} bytes; its manifest promises {promised}; restore the file")
-        return opened

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mobillama import manifest
-from mobillama.data.chunk import Arrays, open_chunk, write_chunk
+from mobillama.data.chunk import Arrays, write_chunk
 from mobillama.data.document_lines import DocumentLines, open_lines
 from mobillama.data.documents import DocumentTable
-from mobillama.data.header import VALIDATION, Header, chunk_name, chunk_names
+from mobillama.data.header import VALIDATION, Header, chunk_name, read_headers
 from mobillama.data.segments import number_segments
 from mobillama.data.span import Place, Span
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.data.tensors import map_extents
+from mobillama.errors import InputError
 
 Split = Literal["train", "validation"]
 
@@ -80,14 +81,10 @@ class Shards:
         """Open every chunk file and check its header. Errors: InputError, DamagedFileError naming the file."""
         self.folder = folder
         self.manifest = manifest.read(folder, "shards")
-        names = chunk_names(self.manifest.files, folder)
-        opened = [self._open(name) for name in [*names, VALIDATION]]
-        self.header = opened[0][1]
-        for name, (_, header) in zip([*names, VALIDATION], opened, strict=True):
-            if header != self.header:
-                raise DamagedFileError(f"{folder / name}: found {header}; expected {self.header} as in {names[0]}")
-        self._chunks: list[Arrays] = [arrays for arrays, _ in opened[:-1]]
-        self._validation: Arrays = opened[-1][0]
+        self.header, extents = read_headers(folder, self.manifest.files)
+        opened = [map_extents(folder / name, found) for name, found in extents.items()]
+        self._chunks: list[Arrays] = opened[:-1]
+        self._validation: Arrays = opened[-1]
         self.chunk_rows: tuple[int, ...] = tuple(len(chunk["ids"]) for chunk in self._chunks)
         self._ends = np.cumsum(self.chunk_rows)
         self.num_rows = int(self._ends[-1])
@@ -216,13 +213,6 @@ class Shards:
     @cached_property
     def _documents(self) -> DocumentLines | DocumentTable:
         return open_lines(self.folder / "documents")
-
-    def _open(self, name: str) -> tuple[Arrays, Header]:
-        path, promised = self.folder / name, self.manifest.files[name]["bytes"]
-        opened = open_chunk(path)
-        if (size := path.stat().st_size) != promised:
-            raise DamagedFileError(f"{path}: found {size} bytes; its manifest promises {promised}; restore the file")
-        return opened
 
     def _files(self, split: Split) -> list[Arrays]:
         return self._chunks if split == "train" else [self._validation]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobillama.data.layout import read_layout
+from mobillama.data.layout import Extent, read_layout
 
 DTYPES = {"U8": "<u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
@@ -78,8 +78,13 @@ def reserve(descriptor: int, size: int) -> None:
 def map_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Memory-mapped arrays and metadata of a file. Error: DamagedFileError if its size is not what its header says."""
     extents, metadata = read_layout(path)
+    return map_extents(path, extents), metadata
+
+
+def map_extents(path: Path, extents: Mapping[str, Extent]) -> dict[str, NDArray[Any]]:
+    """Memory-mapped arrays of a file whose layout is known."""
     places = {name: (np.dtype(DTYPES[found.type]), found.shape, found.start) for name, found in extents.items()}
-    return _map(path, places, "r"), metadata
+    return _map(path, places, "r")
 
 
 def _map(path: Path, arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]], mode: Any) -> dict[str, Any]:
