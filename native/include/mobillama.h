@@ -56,7 +56,7 @@ typedef struct {
   int64_t unique_bytes_per_token;   /* weights read for one token, each once */
   int64_t resident_bytes;           /* of FFN weights meant to stay in cache */
   int64_t cache_bytes;              /* last-level cache the system reports; 0 = it does not say */
-  const char* isa;                  /* scalar, avx2, avx512 (VNNI), neon, neon-dot; owned by the library */
+  const char* isa;                  /* scalar, avx2, avx512 (VNNI), neon, neon-dot, neon-i8mm; the library's own */
 } mobillama_info;
 
 typedef enum { MOBILLAMA_KV_F16 = 0, MOBILLAMA_KV_INT8 = 1, MOBILLAMA_KV_F32 = 2 } mobillama_kv_type;

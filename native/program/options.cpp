@@ -33,7 +33,7 @@ mobillama-run FILE.gguf --detokenize [--split BYTE] < ids: their text
   --split BYTE              texts on stdin (stdout) are separated (ended) by this byte: 0 = NUL; 255 is never in UTF-8
   --version, --help
 
-The environment variable MOBILLAMA_ISA (scalar, avx2, avx512, neon, neon-dot) forces an instruction set.
+The environment variable MOBILLAMA_ISA (scalar, avx2, avx512, neon, neon-dot, neon-i8mm) forces an instruction set.
 Ends with 0, 1 (an error), 2 (a command line that cannot be read) or 130 (Ctrl-C; what was written so far is whole).
 )";
 

@@ -28,6 +28,7 @@ const Kernels* avx512_kernels() { return nullptr; }
 #if !defined(__aarch64__)
 const Kernels* neon_kernels() { return nullptr; }
 const Kernels* neon_dot_kernels() { return nullptr; }
+const Kernels* neon_i8mm_kernels() { return nullptr; }
 #endif
 
 namespace {
@@ -58,6 +59,18 @@ bool has_dot() {
 #endif
 }
 
+bool has_matrices() {
+#if defined(__aarch64__) && defined(__linux__)
+  return has_dot() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  int found = 0;
+  size_t length = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &length, nullptr, 0) == 0 && found != 0;
+#else
+  return false;
+#endif
+}
+
 struct Choice {
   const char* name;
   const Kernels* (*table)();
@@ -65,8 +78,12 @@ struct Choice {
 };
 constexpr Choice kChoices[] = {
     // fastest first
-    {"avx512", avx512_kernels, has_avx512}, {"avx2", avx2_kernels, has_avx2},   {"neon-dot", neon_dot_kernels, has_dot},
-    {"neon", neon_kernels, always},         {"scalar", scalar_kernels, always},
+    {"avx512", avx512_kernels, has_avx512},
+    {"avx2", avx2_kernels, has_avx2},
+    {"neon-i8mm", neon_i8mm_kernels, has_matrices},
+    {"neon-dot", neon_dot_kernels, has_dot},
+    {"neon", neon_kernels, always},
+    {"scalar", scalar_kernels, always},
 };
 
 }  // namespace
@@ -82,7 +99,8 @@ const Kernels& choose_kernels() {
       fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s, but this processor or this build has not got it; unset it",
            wanted);
   }
-  fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s is not known; expected scalar, avx2, avx512, neon or neon-dot", wanted);
+  fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s is not known; expected scalar, avx2, avx512, neon, neon-dot or neon-i8mm",
+       wanted);
 }
 
 int cores() {

@@ -7,7 +7,8 @@
 
 namespace mobillama {
 
-// The fastest table this processor runs, or the one that MOBILLAMA_ISA names (scalar, avx2, avx512, neon, neon-dot).
+// The fastest table this processor runs, or the one that MOBILLAMA_ISA names (scalar, avx2, avx512, neon, neon-dot,
+// neon-i8mm).
 // Failure (UNSUPPORTED) if that one is unknown, or this processor or this build has not got it.
 const Kernels& choose_kernels();
 

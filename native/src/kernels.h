@@ -129,5 +129,6 @@ const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* neon_kernels();
 const Kernels* neon_dot_kernels();
+const Kernels* neon_i8mm_kernels();
 
 }  // namespace mobillama

@@ -6,6 +6,7 @@
 //   widen(sum)                       to be called before the sum of an int16 can overflow; beside each call stands how
 //                                    far it can have grown
 //   total(sum)                       int32x4_t, after widen
+// One that multiplies several vectors at once has a `Sums` of its own.
 #pragma once
 
 #include <arm_neon.h>
@@ -51,23 +52,41 @@ struct Nibbles {
   }
 };
 
-// ---- codes of a tile: `add` puts the dot products of 32 columns into sums[t][quad] ----
+// Dot products of 4 rows with kTokens vectors.
+template <class Isa, int kTokens>
+struct Sums {
+  typename Isa::Sum of[kTokens] = {};
+
+  // 4 rows x 8 signed codes, column groups `even` and `odd`, times bytes 8 * kPair to 8 * kPair + 7 of q[t] + from.
+  template <int kPair>
+  void add(int8x16_t even, int8x16_t odd, const int8_t* const q[kTokens], int from) {
+    for (int t = 0; t < kTokens; t++) {
+      Isa::template add<2 * kPair>(of[t], even, vld1q_s8(q[t] + from));
+      Isa::template add<2 * kPair + 1>(of[t], odd, vld1q_s8(q[t] + from));
+    }
+  }
+  void widen() {
+    for (int t = 0; t < kTokens; t++) Isa::widen(of[t]);
+  }
+  int32x4_t total(int t) const { return Isa::total(of[t]); }
+};
+
+inline int8x16_t as_signed(uint8x16_t codes) { return vreinterpretq_s8_u8(codes); }
+
+// ---- codes of a tile: `add` puts the dot products of 32 columns into sums[quad] ----
 
 struct Q4 {
   static constexpr int kBytes = 288, kOffset = 8;
   template <class Isa, int kTokens>
-  static void add(const uint8_t* tile, const int8_t* const q[kTokens], typename Isa::Sum sums[kTokens][4]) {
-    unroll<4>([&](auto j) {
+  static void add(const uint8_t* tile, const int8_t* const q[kTokens], Sums<Isa, kTokens> sums[4]) {
+    unroll<2>([&](auto pair) {
       for (int quad = 0; quad < 4; quad++) {
-        const Nibbles codes(tile, j, quad);
-        for (int t = 0; t < kTokens; t++) {
-          Isa::template add<j>(sums[t][quad], vreinterpretq_s8_u8(codes.low), vld1q_s8(q[t]));
-          Isa::template add<j>(sums[t][quad], vreinterpretq_s8_u8(codes.high), vld1q_s8(q[t] + 16));
-        }
+        const Nibbles even(tile, 2 * pair, quad), odd(tile, 2 * pair + 1, quad);
+        sums[quad].template add<pair>(as_signed(even.low), as_signed(odd.low), q, 0);
+        sums[quad].template add<pair>(as_signed(even.high), as_signed(odd.high), q, 16);
       }
     });
-    for (int t = 0; t < kTokens; t++)
-      for (int quad = 0; quad < 4; quad++) Isa::widen(sums[t][quad]);  // 8 groups x 15 x 127 = 15,240
+    for (int quad = 0; quad < 4; quad++) sums[quad].widen();  // 8 groups x 15 x 127 = 15,240
   }
 };
 
@@ -81,36 +100,30 @@ struct Q5 {
     return vandq_u8(vtstq_u8(bytes, bit_of), vdupq_n_u8(16));
   }
   template <class Isa, int kTokens>
-  static void add(const uint8_t* tile, const int8_t* const q[kTokens], typename Isa::Sum sums[kTokens][4]) {
-    unroll<4>([&](auto j) {
+  static void add(const uint8_t* tile, const int8_t* const q[kTokens], Sums<Isa, kTokens> sums[4]) {
+    unroll<2>([&](auto pair) {
       for (int quad = 0; quad < 4; quad++) {
-        const Nibbles codes(tile, j, quad);
-        const int8x16_t low = vreinterpretq_s8_u8(vorrq_u8(codes.low, fifth_bits(tile, j, quad)));
-        const int8x16_t high = vreinterpretq_s8_u8(vorrq_u8(codes.high, fifth_bits(tile, j + 4, quad)));
-        for (int t = 0; t < kTokens; t++) {
-          Isa::template add<j>(sums[t][quad], low, vld1q_s8(q[t]));
-          Isa::template add<j>(sums[t][quad], high, vld1q_s8(q[t] + 16));
-        }
+        const auto with_fifth = [&](uint8x16_t nibbles, int j) {
+          return as_signed(vorrq_u8(nibbles, fifth_bits(tile, j, quad)));
+        };
+        const Nibbles even(tile, 2 * pair, quad), odd(tile, 2 * pair + 1, quad);
+        sums[quad].template add<pair>(with_fifth(even.low, 2 * pair), with_fifth(odd.low, 2 * pair + 1), q, 0);
+        sums[quad].template add<pair>(with_fifth(even.high, 2 * pair + 4), with_fifth(odd.high, 2 * pair + 5), q, 16);
       }
     });
-    for (int t = 0; t < kTokens; t++)
-      for (int quad = 0; quad < 4; quad++) Isa::widen(sums[t][quad]);  // 8 groups x 31 x 127 = 31,496
+    for (int quad = 0; quad < 4; quad++) sums[quad].widen();  // 8 groups x 31 x 127 = 31,496
   }
 };
 
 struct Q8 {
   static constexpr int kBytes = 544, kOffset = 0;  // the codes are made signed instead
   template <class Isa, int kTokens>
-  static void add(const uint8_t* tile, const int8_t* const q[kTokens], typename Isa::Sum sums[kTokens][4]) {
-    unroll<4>([&](auto j) {
+  static void add(const uint8_t* tile, const int8_t* const q[kTokens], Sums<Isa, kTokens> sums[4]) {
+    unroll<4>([&](auto pair) {
       for (int quad = 0; quad < 4; quad++) {
-        const int8x16_t first = load_signed(tile + 64 * j + 16 * quad),
-                        second = load_signed(tile + 64 * (j + 4) + 16 * quad);
-        for (int t = 0; t < kTokens; t++) {
-          Isa::template add<j>(sums[t][quad], first, vld1q_s8(q[t]));
-          Isa::template add<j>(sums[t][quad], second, vld1q_s8(q[t] + 16));
-          Isa::widen(sums[t][quad]);  // 2 groups x 128 x 127 = 32,512
-        }
+        const uint8_t* codes = tile + 128 * pair + 16 * quad;
+        sums[quad].template add<pair % 2>(load_signed(codes), load_signed(codes + 64), q, 16 * (pair / 2));
+        sums[quad].widen();  // 2 groups x 128 x 127 = 32,512
       }
     });
   }
@@ -133,12 +146,12 @@ struct Groups {
     }
     for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
       if constexpr (kStream) prefetch_ahead<Codes::kBytes>(tile);
-      typename Isa::Sum sums[kTokens][4] = {};
+      Sums<Isa, kTokens> sums[4];
       Codes::template add<Isa, kTokens>(tile, q, sums);
       for (int quad = 0; quad < 4; quad++) {
         const float32x4_t weight_scale = load_scales(tile + Codes::kBytes - 32 + 8 * quad);
         for (int t = 0; t < kTokens; t++) {
-          int32x4_t dot = Isa::total(sums[t][quad]);
+          int32x4_t dot = sums[quad].total(t);
           if constexpr (Codes::kOffset != 0) dot = vsubq_s32(dot, vdupq_n_s32(Codes::kOffset * x.sum[at[t]]));
           acc[t][quad] = vfmaq_f32(acc[t][quad], vcvtq_f32_s32(dot), vmulq_n_f32(weight_scale, x.scale[at[t]]));
         }
@@ -162,20 +175,21 @@ struct Supers {  // Q6K
     const int16x8_t words[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
     const uint8x16_t two_bits = vdupq_n_u8(0x30);
     for (int quad = 0; quad < 4; quad++) {
-      typename Isa::Sum sums[kTokens] = {};
+      Sums<Isa, kTokens> sums;
       const uint8x16_t bits = vld1q_u8(tile + 256 + 64 * kHalf + 16 * quad);
       const uint8x16_t shifted[4] = {vshlq_n_u8(bits, 4), vshlq_n_u8(bits, 2), bits, vshrq_n_u8(bits, 2)};
-      unroll<4>([&](auto i) {
+      const auto codes = [&](int i) {
         const Nibbles nibbles(tile, i, quad);
-        const uint8x16_t codes = vorrq_u8(kHalf == 0 ? nibbles.low : nibbles.high, vandq_u8(shifted[i], two_bits));
-        for (int t = 0; t < kTokens; t++)
-          Isa::template add<i>(sums[t], vreinterpretq_s8_u8(codes), vld1q_s8(q[t] + 16 * kHalf));
+        return as_signed(vorrq_u8(kHalf == 0 ? nibbles.low : nibbles.high, vandq_u8(shifted[i], two_bits)));
+      };
+      unroll<2>([&](auto pair) {
+        sums.template add<pair>(codes(2 * pair), codes(2 * pair + 1), q, 16 * kHalf);
       });
+      sums.widen();  // 4 groups x 63 x 127 = 32,004
       const int32x4_t scale =
           quad % 2 == 0 ? vmovl_s16(vget_low_s16(words[quad / 2])) : vmovl_high_s16(words[quad / 2]);
       for (int t = 0; t < kTokens; t++) {
-        Isa::widen(sums[t]);  // 4 groups x 63 x 127 = 32,004
-        const int32x4_t dot = vsubq_s32(Isa::total(sums[t]), vdupq_n_s32(32 * half_sum[t][kHalf]));
+        const int32x4_t dot = vsubq_s32(sums.total(t), vdupq_n_s32(32 * half_sum[t][kHalf]));
         dots[t][quad] = vmlaq_s32(dots[t][quad], dot, scale);
       }
     }

@@ -95,7 +95,8 @@ def engine() -> tuple[list[str], dict[str, list[str]]]:
     """
     text = (NATIVE / "CMakeLists.txt").read_text()
     flags = {name: value.split() for name, value in re.findall(r"set\(flags_(\w+) ([^)]*)\)", text)}
-    kinds = {"x86_64": ["avx2", "avx512"], "aarch64": ["neon", "neon_dot"], "arm64": ["neon", "neon_dot"]}
+    arm = ["neon", "neon_dot", "neon_i8mm"]
+    kinds = {"x86_64": ["avx2", "avx512"], "aarch64": arm, "arm64": arm}
     kernels = ["scalar", *kinds.get(platform.machine(), ())]
     sources = [
         f"src/{file.name}" for file in sorted((NATIVE / "src").glob("*.cpp")) if not file.stem.startswith("kernels_")

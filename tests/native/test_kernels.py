@@ -24,8 +24,12 @@ X86_FLAGS = {
         *("-mavx2", "-mfma", "-mf16c", "-Wno-maybe-uninitialized"),
     ],
 }
-ARM_FLAGS = {"src/kernels_neon.cpp": [], "src/kernels_neon_dot.cpp": ["-march=armv8.2-a+dotprod"]}
-TABLES = ["scalar", *(["avx2", "avx512"] if X86 else []), *(["neon", "neon-dot"] if ARM else [])]
+ARM_FLAGS = {
+    "src/kernels_neon.cpp": [],
+    "src/kernels_neon_dot.cpp": ["-march=armv8.2-a+dotprod"],
+    "src/kernels_neon_i8mm.cpp": ["-march=armv8.2-a+dotprod+i8mm"],
+}
+TABLES = ["scalar", *(["avx2", "avx512"] if X86 else []), *(["neon", "neon-dot", "neon-i8mm"] if ARM else [])]
 LACKS = 77  # the driver's exit status where the machine cannot run the table
 
 
@@ -66,13 +70,17 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(ARM, reason="this machine runs these kernels itself")
-@pytest.mark.parametrize(("table", "processor"), [("neon", "cortex-a53"), ("neon", "max"), ("neon-dot", "max")])
+@pytest.mark.parametrize(
+    ("table", "processor"),
+    [("neon", "cortex-a53"), ("neon", "max"), ("neon-dot", "cortex-a76"), ("neon-dot", "max"), ("neon-i8mm", "max")],
+)
 def test_neon_kernels_give_the_scalar_bits(table: str, processor: str, foreign: Path) -> None:
     compare(["qemu-aarch64", "-cpu", processor, str(foreign)], table)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(ARM, reason="this machine runs these kernels itself")
-def test_an_old_processor_is_not_given_dot_products(foreign: Path) -> None:
-    command = ["qemu-aarch64", "-cpu", "cortex-a53", str(foreign), "--isa", "neon-dot"]
+@pytest.mark.parametrize(("table", "processor"), [("neon-dot", "cortex-a53"), ("neon-i8mm", "cortex-a76")])
+def test_an_older_processor_is_not_given_what_it_lacks(table: str, processor: str, foreign: Path) -> None:
+    command = ["qemu-aarch64", "-cpu", processor, str(foreign), "--isa", table]
     assert subprocess.run(command, capture_output=True).returncode == LACKS

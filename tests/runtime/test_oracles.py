@@ -162,7 +162,7 @@ def test_every_instruction_set_gives_the_same_bits(folder: Path, tmp_path: Path)
     file = tmp_path / "model.gguf"
     quantize_model(folder, file, "q4_0,ffn=q6_k,head=q5_0,embedding=q8_0")
     answers = {}
-    for isa in ("scalar", "avx2", "avx512", "neon", "neon-dot"):
+    for isa in ("scalar", "avx2", "avx512", "neon", "neon-dot", "neon-i8mm"):
         environment = {**os.environ, "MOBILLAMA_ISA": isa}
         done = subprocess.run(
             [sys.executable, "-c", ANSWER, str(file)], env=environment, capture_output=True, text=True
