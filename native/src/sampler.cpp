@@ -23,14 +23,16 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int kLanes = 16;  // partial results of a pass, so that its steps need not wait for each other
+constexpr size_t kSums = 4;    // partial sums of a bin, for the same reason
 constexpr uint64_t kBins = 4096;
-constexpr int kBinBits = 12;
+constexpr int kBinBits = 12, kFirstShift = 46;
 
 struct Scratch {
   std::vector<double> scores;    // n: logits after penalty; then minus their maximum, over temperature
   std::vector<double> weights;   // n: exp(score), 0 where a token was dropped
+  std::vector<int32_t> bins;     // n: of weights
   std::vector<int32_t> members;  // n: ids among which a border is looked for
-  std::array<double, kBins> sums;
+  std::array<std::array<double, kSums>, kBins> sums;
   std::array<uint32_t, kBins> counts;
 };
 
@@ -39,6 +41,7 @@ Scratch& scratch_for(int32_t n) {
   if (scratch.scores.size() < static_cast<size_t>(n)) {
     scratch.scores.resize(static_cast<size_t>(n));
     scratch.weights.resize(static_cast<size_t>(n));
+    scratch.bins.resize(static_cast<size_t>(n));
     scratch.members.resize(static_cast<size_t>(n));
   }
   return scratch;
@@ -174,6 +177,18 @@ double kth_highest(const double* scores, int32_t n, int32_t k, Scratch& scratch)
   return border[left - 1];
 }
 
+// Grows as a weight falls from 1.
+inline uint64_t fall(double weight) { return std::bit_cast<uint64_t>(1.0) - std::bit_cast<uint64_t>(weight); }
+
+// Set weights below `floor` to 0, and find the bin of each by its exponent and 6 bits of mantissa; the last bin takes
+// all below 2^-64.
+MOBILLAMA_EACH_WIDTH void bin_all(double* weights, int32_t n, double floor, int32_t* bins) {
+  for (int32_t i = 0; i < n; ++i) {
+    weights[i] = weights[i] >= floor ? weights[i] : 0.0;
+    bins[i] = static_cast<int32_t>(std::min(fall(weights[i]) >> kFirstShift, kBins - 1));
+  }
+}
+
 // Set to 0 all weights but the fewest largest whose sum reaches the share p < 1 of all; of equals the lowest ids stay.
 //
 // Instead of sorting: sums of bins of weights are added from the top until the goal is passed, and the bin in which it
@@ -185,35 +200,39 @@ void keep_nucleus(double* weights, int32_t n, double p, Scratch& scratch) {
   // All tokens below (1 - p) / n of the total sum to less than 1 - p: they cannot be in the nucleus.
   const double floor = std::max((1 - p) * total / n, std::numeric_limits<double>::min());
   int32_t* members = scratch.members.data();  // ids of which it is not yet known whether they stay
+  int32_t* bins = scratch.bins.data();        // of all ids at first, then of the members
+  bin_all(weights, n, floor, bins);
   size_t count = 0;
   for (int32_t i = 0; i < n; ++i) {
-    const bool may_stay = weights[i] >= floor;
     members[count] = i;
-    count += may_stay;
-    weights[i] = may_stay ? weights[i] : 0.0;
+    bins[count] = bins[i];
+    count += weights[i] > 0;
   }
-  // Grows as a weight falls from 1; the first bins take the exponent and 6 bits of mantissa.
-  const auto key = [&](int32_t id) { return std::bit_cast<uint64_t>(1.0) - std::bit_cast<uint64_t>(weights[id]); };
   const auto before = [&](int32_t a, int32_t b) { return weights[a] != weights[b] ? weights[a] > weights[b] : a < b; };
   double reached = 0;
-  for (int shift = 46; shift > 0 && count > kFew; shift -= kBinBits) {
-    if (std::is_sorted(members, members + count, before)) break;  // all equal, as a rule
-    const uint64_t last = shift == 46 ? ~uint64_t{0} : kBins - 1;
-    const auto bin = [&](int32_t id) { return std::min((key(id) >> shift) & last, kBins - 1); };
-    scratch.sums.fill(0);
-    for (size_t i = 0; i < count; ++i) scratch.sums[bin(members[i])] += weights[members[i]];
-    uint64_t border = 0;
-    while (border < kBins - 1 && reached + scratch.sums[border] < goal) reached += scratch.sums[border++];
+  for (int shift = kFirstShift;;) {
+    scratch.sums.fill({});
+    for (size_t i = 0; i < count; ++i) scratch.sums[static_cast<size_t>(bins[i])][i % kSums] += weights[members[i]];
+    const auto in_bin = [&](int32_t bin) {
+      const auto& parts = scratch.sums[static_cast<size_t>(bin)];
+      return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    };
+    int32_t border = 0;
+    while (border < int32_t{kBins} - 1 && reached + in_bin(border) < goal) reached += in_bin(border++);
     size_t kept = 0;
     for (size_t i = 0; i < count; ++i) {
       const int32_t id = members[i];
-      const uint64_t found = bin(id);
-      weights[id] = found > border ? 0.0 : weights[id];
+      weights[id] = bins[i] > border ? 0.0 : weights[id];
       members[kept] = id;
-      kept += found == border;
+      kept += bins[i] == border;
     }
     count = kept;
-    if (shift == 46 && border == kBins - 1) break;  // the last bin takes all below 2^-64, whatever their later bits
+    // The first last bin takes all small weights, whatever their later bits.
+    if (count <= kFew || shift < kBinBits || (shift == kFirstShift && border == int32_t{kBins} - 1)) break;
+    if (std::is_sorted(members, members + count, before)) break;  // all equal, as a rule
+    shift -= kBinBits;
+    for (size_t i = 0; i < count; ++i)
+      bins[i] = static_cast<int32_t>((fall(weights[members[i]]) >> shift) % kBins);
   }
   if (!std::is_sorted(members, members + count, before)) std::sort(members, members + count, before);
   for (size_t i = 0; i < count; ++i) {
