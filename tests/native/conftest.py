@@ -28,8 +28,17 @@ SANITIZED = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
 @pytest.fixture(scope="session")
-def compiled(request: pytest.FixtureRequest) -> Callable[..., Path]:
-    """A function that compiles C++ and gives the path of the program, or of the library if `flags` has "-shared".
+def compiled(compiled_by: Callable[[str], Callable[..., Path]]) -> Callable[..., Path]:
+    """What `compiled_by` says, by the compiler that CXX names, or g++."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no C++ compiler {compiler}; install g++ or set CXX")
+    return compiled_by(compiler)
+
+
+@pytest.fixture(scope="session")
+def compiled_by(request: pytest.FixtureRequest) -> Callable[[str], Callable[..., Path]]:
+    """A function of a compiler, whose answer compiles C++: the path of the program, or of a library with "-shared".
 
     compiled(["tests/dump.cpp", "src/gguf.cpp"], flags=["-O1"], sanitize="address,undefined")
 
@@ -37,54 +46,55 @@ def compiled(request: pytest.FixtureRequest) -> Callable[..., Path]:
     is kept in pytest's cache under a hash of sources, headers and flags, so that a second run and a second worker
     compile nothing. A compiler's error fails the test with its text.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        pytest.skip(f"there is no C++ compiler {compiler}; install g++ or set CXX")
     folder = request.config.cache.mkdir("native")  # type: ignore[union-attr]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
 
-    def make(kind: str, arguments: Sequence[str], files: Sequence[Path]) -> Path:
-        digest = hashlib.sha256(repr((compiler, version, arguments)).encode())
-        for file in files:
-            digest.update(file.read_bytes())
-        out = folder / f"{files[0].stem}-{digest.hexdigest()[:20]}{kind}"
-        with (folder / f"{out.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not out.exists():
-                part = out.with_name(f"{out.name}.part")
-                done = subprocess.run([compiler, *arguments, "-o", str(part)], capture_output=True, text=True)
-                if done.returncode != 0:
-                    pytest.fail(f"{compiler} {' '.join(arguments)}\n{done.stderr}", pytrace=False)
-                part.replace(out)
-        return out
+    def by(compiler: str) -> Callable[..., Path]:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
 
-    def compiled(
-        sources: Sequence[str],
-        flags: Sequence[str] = (),
-        own_flags: dict[str, Sequence[str]] | None = None,
-        sanitize: str = "",
-        link: Sequence[str] = (),
-    ) -> Path:
-        headers = sorted(NATIVE.rglob("*.h"))
-        common = [*BASE_FLAGS, *flags]
-        if sanitize:
-            common += [f"-fsanitize={sanitize}", *SANITIZED]
-        objects = [
-            make(
-                ".o",
-                [
-                    "-c",
-                    str(NATIVE / name),
-                    *(flag for flag in common if flag != "-shared"),
-                    *(own_flags or {}).get(name, ()),
-                ],
-                [NATIVE / name, *headers],
-            )
-            for name in sources
-        ]
-        return make(".so" if "-shared" in flags else "", [*map(str, objects), *common, *link, "-pthread"], objects)
+        def make(kind: str, arguments: Sequence[str], files: Sequence[Path]) -> Path:
+            digest = hashlib.sha256(repr((compiler, version, arguments)).encode())
+            for file in files:
+                digest.update(file.read_bytes())
+            out = folder / f"{files[0].stem}-{digest.hexdigest()[:20]}{kind}"
+            with (folder / f"{out.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not out.exists():
+                    part = out.with_name(f"{out.name}.part")
+                    done = subprocess.run([compiler, *arguments, "-o", str(part)], capture_output=True, text=True)
+                    if done.returncode != 0:
+                        pytest.fail(f"{compiler} {' '.join(arguments)}\n{done.stderr}", pytrace=False)
+                    part.replace(out)
+            return out
 
-    return compiled
+        def compiled(
+            sources: Sequence[str],
+            flags: Sequence[str] = (),
+            own_flags: dict[str, Sequence[str]] | None = None,
+            sanitize: str = "",
+            link: Sequence[str] = (),
+        ) -> Path:
+            headers = sorted(NATIVE.rglob("*.h"))
+            common = [*BASE_FLAGS, *flags]
+            if sanitize:
+                common += [f"-fsanitize={sanitize}", *SANITIZED]
+            objects = [
+                make(
+                    ".o",
+                    [
+                        "-c",
+                        str(NATIVE / name),
+                        *(flag for flag in common if flag != "-shared"),
+                        *(own_flags or {}).get(name, ()),
+                    ],
+                    [NATIVE / name, *headers],
+                )
+                for name in sources
+            ]
+            return make(".so" if "-shared" in flags else "", [*map(str, objects), *common, *link, "-pthread"], objects)
+
+        return compiled
+
+    return by
 
 
 @pytest.fixture(scope="session")

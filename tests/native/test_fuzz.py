@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,20 +25,21 @@ SUMMARY = re.compile(r"seed \d+, inputs (\d+) in [\d.]+ s: (\d+) accepted, (\d+)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the driver keeps its file in memory with memfd_create")
 
 
+HOW = {"flags": ["-O1"], "sanitize": "address,undefined"}  # -O2 takes minutes to compile the kernels
+
+
 @pytest.fixture(scope="session")
 def built(compiled: Callable[..., Path], engine: tuple[list[str], dict[str, list[str]]]) -> Callable[[str], Path]:
     """A function from an entry's name to the mutation driver for it, under sanitizers."""
-
-    how = {"flags": ["-O1"], "sanitize": "address,undefined"}  # -O2 takes minutes to compile the kernels
 
     def build(entry: str) -> Path:
         sources = [*DRIVER, *READER, f"tests/fuzz_{entry}.cpp"]
         if entry == "tokenizer":
             sources.append("program/tokenizer.cpp")
         if entry != "door":
-            return compiled(sources, **how)
+            return compiled(sources, **HOW)
         whole = list(dict.fromkeys([*sources, *engine[0]]))
-        return compiled(whole, own_flags=engine[1], link=["-Wl,--wrap=mmap"], **how)
+        return compiled(whole, own_flags=engine[1], link=["-Wl,--wrap=mmap"], **HOW)
 
     return build
 
@@ -108,3 +110,34 @@ def test_the_gguf_package_reads_the_seeds_alike(driver: Path, tmp_path: Path) ->
         kinds |= {tensor.tensor_type.name for tensor in reader.tensors}
         assert run(driver, "--replay", str(seed)) == f"{seed}: status 0\n"
     assert kinds == {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q6_K"}
+
+
+@pytest.mark.slow
+def test_libfuzzer_finds_nothing_at_the_c_door(
+    built: Callable[[str], Path],
+    compiled_by: Callable[[str], Callable[..., Path]],
+    engine: tuple[list[str], dict[str, list[str]]],
+    tmp_path: Path,
+) -> None:
+    """Guided by the code that inputs reach: files of which bytes depend on each other, such as counts and sizes."""
+    if shutil.which("clang++") is None:
+        pytest.skip("there is no clang++; the Debian packages clang and libclang-rt-14-dev have it and libFuzzer")
+    sources = [name for name in (*DRIVER, *READER) if name != "tests/fuzz.cpp"]
+    sources = list(dict.fromkeys(["tests/fuzz_guided.cpp", *sources, "tests/fuzz_door.cpp", *engine[0]]))
+    how = {**HOW, "sanitize": f"fuzzer-no-link,{HOW['sanitize']}"}
+    link = ["-fsanitize=fuzzer", "-Wl,--wrap=mmap"]
+    guided = compiled_by("clang++")(sources, own_flags=engine[1], link=link, **how)
+    seeds, kept = tmp_path / "seeds", tmp_path / "kept"
+    seeds.mkdir()
+    kept.mkdir()
+    run(built("door"), "--write-seeds", str(seeds))
+    limits = ["-max_total_time=30", "-max_len=8192", "-timeout=10", "-malloc_limit_mb=2"]
+    done = subprocess.run(
+        [guided, *limits, f"-artifact_prefix={tmp_path}/", kept, seeds], capture_output=True, text=True, timeout=600
+    )
+    print(done.stderr[-2000:])
+    assert done.returncode == 0, done.stderr[-6000:]
+    match = re.search(r"Done (\d+) runs", done.stderr)
+    assert match is not None
+    assert int(match[1]) > 1000
+    assert len(list(kept.iterdir())) > 20  # inputs that reached code which none had reached before
