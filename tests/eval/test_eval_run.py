@@ -25,10 +25,12 @@ from mobillama.data.shards import read_shards, write_shards
 from mobillama.errors import InputError
 from mobillama.eval import memorisation, perplexity
 from mobillama.eval.checkpoints import CURVES, Stand, due, evaluate_run, stands
-from mobillama.eval.contamination import known_overlap
+from mobillama.eval.contamination import find_shards, known_overlap
 from mobillama.eval.scoring import Request
 from mobillama.eval.subject import Subject, open_subject
 from mobillama.eval.suite import read_suite
+from mobillama.export.gguf_file import quantize_model
+from mobillama.model.hub import find_folder
 from mobillama.model.weights import load_model
 from mobillama.tokenizer.tokenizer import train as train_tokenizer
 from mobillama.train.loop import train
@@ -185,6 +187,29 @@ def test_benchmark_text_in_the_training_data_is_counted_where_lineage_is_known(r
     other = {**hashes, "piqa/validation.jsonl.gz": "0" * 64}
     assert known_overlap(subject.folder, suite, other)["compared_with_other_files"] == ["piqa"]
     assert "neither in a run" in known_overlap(room, suite, hashes)["unknown"]
+
+
+def test_a_gguf_file_leads_to_its_model_and_its_training_data(room: Path, subject: Subject) -> None:
+    from mobillama.eval.data import check_folders
+
+    file = room / "run.gguf"
+    quantize_model(find_folder(str(room / "run")), file, "q8_0")
+    suite = read_suite("paper9")
+    hashes = check_folders(room / "data", [one.data or one.name for one in suite.benchmarks]).hashes
+    opened = open_subject(str(file), threads=1)
+    assert opened.folder == file
+    assert {entry["kind"]: entry["digest"] for entry in opened.made_from} == {
+        "source file": manifest.sha256_file(file),
+        "model": subject.made_from[0]["digest"],
+    }
+    assert known_overlap(file, suite, hashes) == known_overlap(subject.folder, suite, hashes)
+    elsewhere = room / "elsewhere"
+    elsewhere.mkdir()
+    moved = file.rename(elsewhere / "run.gguf")
+    assert find_shards(moved).digest == read_shards(room / "shards").digest
+    deeper = elsewhere / "deeper"
+    deeper.mkdir()
+    assert "not at hand" in known_overlap(moved.rename(deeper / "run.gguf"), suite, hashes)["unknown"]
 
 
 def test_checkpoints_are_evaluated_with_curves_and_a_page(room: Path, tmp_path: Path, capsys: Any) -> None:

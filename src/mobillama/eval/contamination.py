@@ -21,17 +21,18 @@ from mobillama.data.run_folder import read_run_file
 from mobillama.data.shards import Shards, read_shards
 from mobillama.errors import DamagedFileError, InputError
 from mobillama.eval.suite import Suite
+from mobillama.tokenizer.gguf_keys import read_keys
 
 
-def known_overlap(folder: Path | None, suite: Suite, hashes: Mapping[str, str]) -> dict[str, Any]:
+def known_overlap(model: Path | None, suite: Suite, hashes: Mapping[str, str]) -> dict[str, Any]:
     """How many documents of a model's training and held-out rows hold text of each benchmark of a suite.
 
-    folder: of the model; hashes: of the benchmarks' files, to say whether they are those that the corpus was compared
-    with. Gives `documents` (benchmark -> counts of `training` and `held_out`) with the `shards`' and `corpus`' digests,
+    model: its folder, or its .gguf file; hashes: of the benchmarks' files, to say whether they are those that the
+    corpus was compared with. Gives `documents` (benchmark -> counts of `training` and `held_out`) with the `shards`' and `corpus`' digests,
     or `unknown`, in words, where that cannot be told.
     """
     try:
-        shards = find_shards(folder)
+        shards = find_shards(model)
         corpus = find_corpus(shards)
         marks = _marks(shards, corpus)
     except (InputError, DamagedFileError) as error:
@@ -49,24 +50,45 @@ def known_overlap(folder: Path | None, suite: Suite, hashes: Mapping[str, str]) 
     return {**found, "compared_with_other_files": other}
 
 
-def find_shards(folder: Path | None) -> Shards:
-    """The shards that the model in a folder was trained on. Error: InputError says why they are not known."""
+def find_shards(model: Path | None) -> Shards:
+    """The shards that a model was trained on. Error: InputError says why they are not known.
+
+    model: its folder; or a .gguf file, which names them: they are looked for beside it and one folder up, and in
+    `shards` there.
+    """
+    if model is not None and model.is_file():
+        digest, places = _said_in_gguf(model)
+    else:
+        digest, places = _said_in_folder(model)
+    if not digest:
+        raise InputError("nothing says what the model was trained on: it is neither in a run nor made from shards")
+    for place in places:
+        if (place / manifest.FILE).is_file() and manifest.read(place).digest() == digest:
+            return read_shards(place)
+    raise InputError(f"the shards that the model was trained on (digest {digest}) are not at hand")
+
+
+def _said_in_gguf(file: Path) -> tuple[str, list[Path]]:
+    """Digest of the shards, "" if unknown, and where they may lie."""
+    keys = read_keys(file)
+    digest, name = str(keys.get("mobillama.shards_digest", "")), Path(str(keys.get("mobillama.shards_name", ""))).name
+    beside = file.resolve().parent
+    return digest, [place / name for up in (beside, beside.parent) for place in (up, up / "shards")]
+
+
+def _said_in_folder(folder: Path | None) -> tuple[str, list[Path]]:
+    """Digest of the shards, "" if unknown, and where they may lie."""
     run = find_run(folder)
     entries = [] if folder is None or not (folder / manifest.FILE).is_file() else manifest.read(folder).made_from
     origin = next((entry for entry in entries if entry["kind"] == "shards"), None)
-    if folder is None or (run is None and origin is None):
-        raise InputError("nothing says what the model was trained on: it is neither in a run nor made from shards")
-    places = [place / origin["name"] for place in (folder.resolve().parent,) if origin]
+    places = [folder.resolve().parent / origin["name"]] if folder is not None and origin else []
     digest = origin["digest"] if origin else ""
     if run is not None:
         said = read_run_file(run)["shards"]
         path = Path(said["path"])
         places = [path, run.resolve().parent / path.name, *places]
         digest = digest or said["digest"]
-    for place in places:
-        if (place / manifest.FILE).is_file() and manifest.read(place).digest() == digest:
-            return read_shards(place)
-    raise InputError(f"the shards that the model was trained on (digest {digest}) are not at hand")
+    return digest, places
 
 
 def find_run(folder: Path | None) -> Path | None:

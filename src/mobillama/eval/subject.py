@@ -33,7 +33,7 @@ class Subject:
     bos: bool  # whether its tokenizer's own settings put <s> before a text
     made_from: list[dict[str, str]] = field(default_factory=list)
     words: str = ""  # where and how it computes
-    folder: Path | None = None  # of the model, from which its training data can be found
+    folder: Path | None = None  # of the model (of a .gguf file: itself), from which its training data can be found
     trained: dict[str, int] = field(default_factory=dict)  # `step` and `tokens`, where its manifest says so
 
 
@@ -157,12 +157,13 @@ def _engine(name: str, threads: int) -> Subject:
 
     path = Path(name)
     model = EngineModel.load(path, threads=threads)
-    origin = {"kind": "source file", "name": path.name, "digest": manifest.sha256_file(path)}
-    scorer = EngineScorer(model)
-    bos = bool(
-        read_keys(path).get("tokenizer.ggml.add_bos_token", True)
-    )  # a LLaMA tokenizer adds it if nothing is said
-    return Subject(name, scorer, model.tokenizer, "engine", "gguf", bos, [origin], f"the engine, {model.info.isa}")
+    keys = read_keys(path)
+    made_from = [{"kind": "source file", "name": path.name, "digest": manifest.sha256_file(path)}]
+    if digest := keys.get("mobillama.model_digest"):
+        made_from.append({"kind": "model", "name": str(keys.get("general.name", path.stem)), "digest": str(digest)})
+    bos = bool(keys.get("tokenizer.ggml.add_bos_token", True))  # a LLaMA tokenizer adds it if nothing is said
+    words = f"the engine, {model.info.isa}"
+    return Subject(name, EngineScorer(model), model.tokenizer, "engine", "gguf", bos, made_from, words, path)
 
 
 class HubEncoder:

@@ -39,8 +39,7 @@ class Folder:
         self.config = self.stored.config
         holds_tokenizer = any((folder / name).is_file() for name in (FILE, MODEL_FILE))
         self.tokenizer: Tokenizer | None = Tokenizer.load(folder) if holds_tokenizer else None
-        sealed = (folder / manifest.FILE).is_file()
-        self.lineage = {"mobillama.model_digest": manifest.read(folder).digest()} if sealed else {}
+        self.lineage = lineage_of(folder) if (folder / manifest.FILE).is_file() else {}
 
     def weight(self, name: str) -> Tensor:
         return self.stored.tensor(name)
@@ -57,6 +56,16 @@ class Preset:
 
     def weight(self, name: str) -> Tensor:
         return draw_weight(name, self.shapes[name], self.config, self.seed)
+
+
+def lineage_of(folder: Path) -> dict[str, str]:
+    """What a GGUF file says of the model folder it was made from, an artefact, and of the shards behind that."""
+    model = manifest.read(folder)
+    found = {"mobillama.model_digest": model.digest()}
+    for entry in model.made_from:
+        if entry["kind"] == "shards":
+            found |= {"mobillama.shards_name": entry["name"], "mobillama.shards_digest": entry["digest"]}
+    return found
 
 
 def find_source(model: str | Path, seed: int = SEED) -> Source:
