@@ -28,8 +28,8 @@ def known_overlap(model: Path | None, suite: Suite, hashes: Mapping[str, str]) -
     """How many documents of a model's training and held-out rows hold text of each benchmark of a suite.
 
     model: its folder, or its .gguf file; hashes: of the benchmarks' files, to say whether they are those that the
-    corpus was compared with. Gives `documents` (benchmark -> counts of `training` and `held_out`) with the `shards`' and `corpus`' digests,
-    or `unknown`, in words, where that cannot be told.
+    corpus was compared with. Gives `documents` (benchmark -> counts of `training` and `held_out`) with the digests of
+    `shards` and `corpus`, or `unknown`, in words, where that cannot be told.
     """
     try:
         shards = find_shards(model)
