@@ -13,8 +13,9 @@
 namespace mobillama {
 namespace {
 
-constexpr int kAhead = 2048;           // bytes between a streamed weight's prefetch and its use
+constexpr int kAhead = 4096;           // bytes between a streamed weight's prefetch and its use
 constexpr int kAheadResident = 16384;  // likewise for weights that stay in the last-level cache
+constexpr int kAheadKv = 2048;         // likewise for keys and values
 
 inline __m512 load_scales(const uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -378,14 +379,14 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
   const uint8_t* at = static_cast<const uint8_t*>(keys);
   const __m512 scale = _mm512_set1_ps(query.scale);
   const __m512i offset = _mm512_set1_epi32(-128 * query.sum);
-  const int ahead = kAhead / head_dim;  // positions: a prefetch past the last one would only miss its page
+  const int ahead = kAheadKv / head_dim;  // positions: a prefetch past the last one would only miss its page
   for (int s = 0; s < length; s += 16) {
     __m512i even = offset, odd = _mm512_setzero_si512();
     int d = 0;
     for (; d + 8 <= head_dim; d += 8, at += 128) {
       if (s + ahead < length) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + 64, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAheadKv, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kAheadKv + 64, _MM_HINT_T1);
       }
       even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
       odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(at + 64), broadcast4(query.q + d + 4));
@@ -421,14 +422,14 @@ inline void mix_vectors(const float* p, const Value* values, const float* value_
                         float factor, float* out) {
   __m512 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm512_setzero_ps();
-  const int ahead = kAhead / (head_dim * static_cast<int>(sizeof(Value)));  // positions
+  const int ahead = kAheadKv / (head_dim * static_cast<int>(sizeof(Value)));  // positions
   for (int s = 0; s < length; s++, values += head_dim) {
     float weight = p[s];
     if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
     const __m512 wide = _mm512_set1_ps(weight);
     if (s + ahead < length)
       for (size_t line = 0; line < 16 * kVectors * sizeof(Value); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(values) + kAhead + line, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(values) + kAheadKv + line, _MM_HINT_T1);
     for (int i = 0; i < kVectors; i++) acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
   }
   for (int i = 0; i < kVectors; i++) _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(acc[i], _mm512_set1_ps(factor)));
