@@ -262,6 +262,20 @@ def test_bad_data_and_tasks_are_told_before_anything_runs(place: Path, tmp_path:
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_continuation_beyond_the_context_is_named(place: Path, tmp_path: Path) -> None:
+    from mobillama.eval.subject import open_subject
+
+    model = save_folder(tmp_path / "short", model_with_llamas_vocabulary(7, 8), Tokenizer.load(place / "model"))
+    with pytest.raises(InputError, match=r"^winogrande, items 0 to 9: a continuation has .* holds 8"):
+        evaluate(
+            lambda: open_subject(str(model), device="cpu", dtype="float32", threads=1),
+            str(place / "whole.toml"),
+            tmp_path / "out",
+            Choices(place / "data"),
+            None,
+        )
+
+
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from mobillama.cli.eval import evaluate as command

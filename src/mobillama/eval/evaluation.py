@@ -177,7 +177,11 @@ def _compute(benchmark: Benchmark, loaded: Any, items: Sequence[Any], adapter: A
     from mobillama.eval.tasks import process
 
     instances = [instance for item in items for instance in item.instances]
-    responses, notes = _respond(instances, adapter)
+    try:
+        responses, notes = _respond(instances, adapter)
+    except InputError as error:
+        numbers = f"items {items[0].number} to {items[-1].number}" if len(items) > 1 else f"item {items[0].number}"
+        raise InputError(f"{loaded.name}, {numbers}: {error}") from None
     lines, at = [], 0
     for item in items:
         end = at + len(item.instances)
