@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kAhead = 4096;           // bytes between a streamed weight's prefetch and its use
 constexpr int kAheadResident = 16384;  // likewise for weights that stay in the last-level cache
-constexpr int kAheadKv = 2048;         // likewise for keys and values
+constexpr int kAheadKv = 6144;         // likewise for keys and values
 
 inline __m512 load_scales(const uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
