@@ -307,15 +307,13 @@ void Context::phase_then_rows(int worker, int chunks, int n, Work&& work, Each&&
   }
 }
 
-// step: panels per unit of a chunk (2 where groups of 32 outputs must stay together).
 template <size_t kCount, class After, class Each>
-void Context::multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, int step,
-                       After&& after, Each&& each) {
+void Context::multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, After&& after,
+                       Each&& each) {
   int chunks[kCount], sizes[kCount], total = 0;
   for (size_t i = 0; i < kCount; i++) {
     const Panels& w = *products[i].panels;
-    const size_t unit = w.panel_bytes * static_cast<size_t>(step);
-    sizes[i] = step * (n > 4 ? 1 : static_cast<int>(std::max<size_t>(1, kChunkBytes / unit)));
+    sizes[i] = n > 4 ? 2 : static_cast<int>(std::max<size_t>(2, kChunkBytes / w.panel_bytes));  // kernels like pairs
     chunks[i] = (w.panels + sizes[i] - 1) / sizes[i];
     total += chunks[i];
   }
@@ -370,7 +368,7 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
   const auto nothing = [](int, int) {};
 
   const Product qkv[] = {{&layer.q, q_, qkv_}, {&layer.k, k_, kv_}, {&layer.v, v_, kv_}};
-  multiply(worker, n, qkv, input_, 1, nothing, [](int) {});
+  multiply(worker, n, qkv, input_, nothing, [](int) {});
 
   // Rows of one sequence look at each other, so all keys are stored before any row looks.
   if (same_sequence && n > 1)
@@ -387,7 +385,7 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
       [&](int row) { round_row(mixed_, row, wants_codes({&layer.o})); });
 
   const Product output[] = {{&layer.o, out_, d_}};
-  multiply(worker, n, output, mixed_, 1, add_to_x, [&](int row) {
+  multiply(worker, n, output, mixed_, add_to_x, [&](int row) {
     const size_t at = static_cast<size_t>(row) * hidden;
     kernels_.rms_norm(x_ + at, layer.ffn_norm, shape.hidden_size, shape.rms_norm_eps, input_.x + at);
     round_row(input_, row, wants_codes({&ffn.gate, &ffn.up}));
@@ -428,7 +426,7 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
   Soon soon = after_layer(worker, index);
   Activations activations = inner_;
   activations.soon = &soon;
-  multiply(worker, n, down, activations, 1, add_to_x, [&](int row) {
+  multiply(worker, n, down, activations, add_to_x, [&](int row) {
     const size_t at = static_cast<size_t>(row) * hidden;
     kernels_.rms_norm(x_ + at, norm, shape.hidden_size, shape.rms_norm_eps, input_.x + at);
     round_row(input_, row, next_codes);
@@ -499,7 +497,7 @@ void Context::head_pass(int worker, int first, int n) {
   const bool own = first < 0;
   if (own) pool_.phase(worker, n, [&](int row) { round_row(final_, row, wants_codes({&weights_.head})); }, [] {});
   const Product head[] = {{&weights_.head, logits_, v_stride_}};
-  multiply(worker, n, head, own ? final_ : row_of(input_, first), 1, [](int, int) {}, [](int) {});
+  multiply(worker, n, head, own ? final_ : row_of(input_, first), [](int, int) {}, [](int) {});
 }
 
 }  // namespace mobillama

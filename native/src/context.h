@@ -98,8 +98,7 @@ class Context {
     size_t stride;
   };
   template <size_t kCount, class After, class Each>
-  void multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, int step, After&& after,
-                Each&& each);
+  void multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, After&& after, Each&& each);
   template <class Work, class Each>
   void phase_then_rows(int worker, int chunks, int n, Work&& work, Each&& each);
   void multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) const;

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kAhead = 4096;           // bytes between a streamed weight's prefetch and its use
 constexpr int kAheadResident = 16384;  // likewise for weights that stay in the last-level cache
+constexpr int kAheadPair = 8192;       // likewise, in each of two neighbouring panels
 constexpr int kAheadKv = 6144;         // likewise for keys and values
 
 inline __m512 load_scales(const uint8_t* at) {
@@ -39,57 +40,57 @@ inline void prefetch_tile(const uint8_t* tile) {
   }
 }
 
-// ---- unsigned codes of a tile: eight column groups of 16 rows x 4 columns, the last four times 2^kHighShift ----
-
-inline void unpack_nibbles(const uint8_t* tile, __m512i codes[8]) {
-  const __m512i low = _mm512_set1_epi8(15);
-  for (int j = 0; j < 4; j++) {
-    const __m512i both = _mm512_loadu_si512(tile + 64 * j);
-    codes[j] = _mm512_and_si512(both, low);
-    codes[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-  }
-}
+// ---- unsigned codes of a tile: column groups j and j + 4 of 16 rows x 4 columns, the latter times 2^kHighShift ----
 
 struct Q4 {  // high nibbles stay where they are: one shift of the dot product takes the place of four
   static constexpr int kBytes = 288, kOffset = 8, kHighShift = 4;
-  static void unpack(const uint8_t* tile, __m512i codes[8]) {
-    const __m512i low = _mm512_set1_epi8(15);
-    for (int j = 0; j < 4; j++) {
-      const __m512i both = _mm512_loadu_si512(tile + 64 * j);
-      codes[j] = _mm512_and_si512(both, low);
-      codes[j + 4] = _mm512_andnot_si512(low, both);
-    }
+  static void unpack(const uint8_t* tile, int j, __m512i& first, __m512i& second) {
+    const __m512i low = _mm512_set1_epi8(15), both = _mm512_loadu_si512(tile + 64 * j);
+    first = _mm512_and_si512(both, low);
+    second = _mm512_andnot_si512(low, both);
   }
 };
+
+inline void unpack_nibbles(const uint8_t* tile, int j, __m512i& first, __m512i& second) {
+  Q4::unpack(tile, j, first, second);
+  second = _mm512_srli_epi16(second, 4);
+}
+
 struct Q5 {
   static constexpr int kBytes = 352, kOffset = 16, kHighShift = 0;
-  static void unpack(const uint8_t* tile, __m512i codes[8]) {
-    unpack_nibbles(tile, codes);
+  static __m512i with_fifth(__m512i nibbles, const uint8_t* tile, int j) {
     const __m512i fifth = _mm512_set1_epi8(16);
-    for (int j = 0; j < 8; j++) {
-      uint64_t mask;
-      std::memcpy(&mask, tile + 256 + 8 * j, 8);
-      codes[j] = _mm512_mask_add_epi8(codes[j], mask, codes[j], fifth);
-    }
+    uint64_t mask;
+    std::memcpy(&mask, tile + 256 + 8 * j, 8);
+    return _mm512_mask_add_epi8(nibbles, mask, nibbles, fifth);
+  }
+  static void unpack(const uint8_t* tile, int j, __m512i& first, __m512i& second) {
+    unpack_nibbles(tile, j, first, second);
+    first = with_fifth(first, tile, j);
+    second = with_fifth(second, tile, j + 4);
   }
 };
 struct Q8 {
   static constexpr int kBytes = 544, kOffset = 128, kHighShift = 0;
-  static void unpack(const uint8_t* tile, __m512i codes[8]) {
-    for (int j = 0; j < 8; j++) codes[j] = _mm512_loadu_si512(tile + 64 * j);
+  static void unpack(const uint8_t* tile, int j, __m512i& first, __m512i& second) {
+    first = _mm512_loadu_si512(tile + 64 * j);
+    second = _mm512_loadu_si512(tile + 64 * (j + 4));
   }
 };
 
-// kTokens activation vectors against one panel: a tile is unpacked once for all of them.
-template <class Codes, int kTokens, bool kStream>
-inline void panel_groups(const uint8_t* tile, int groups, const Activations& x, int first, float* y, size_t stride) {
-  __m512 acc[kTokens];
+// kTokens activation vectors against kPanels neighbouring panels: a tile is unpacked once for all vectors, and four
+// activations are loaded once for all panels; the load unit is what limits this loop. A pair of panels is fetched past
+// its end into the next pair.
+template <class Codes, int kTokens, int kPanels, bool kStream>
+inline void panel_groups(const uint8_t* tile, size_t panel_bytes, int groups, const Activations& x, int first, float* y,
+                         size_t stride) {
+  __m512 acc[kPanels][kTokens];
   const int8_t* q[kTokens];
   const float* scale[kTokens];
   const int32_t* sum[kTokens];
   for (int t = 0; t < kTokens; t++) {
     const size_t at = static_cast<size_t>(first + t) * static_cast<size_t>(groups);
-    acc[t] = _mm512_setzero_ps();
+    for (int p = 0; p < kPanels; p++) acc[p][t] = _mm512_setzero_ps();
     q[t] = x.q + at * kGroup;
     scale[t] = x.scale + at;
     sum[t] = x.sum + at;
@@ -97,27 +98,48 @@ inline void panel_groups(const uint8_t* tile, int groups, const Activations& x, 
   constexpr bool kFetch = kTokens == 1 && !kStream;
   Soon soon = kFetch && x.soon != nullptr ? *x.soon : Soon{};
   for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
-    if constexpr (kTokens == 1) prefetch_tile<Codes::kBytes, kStream>(tile);
-    if (kFetch && soon.at < soon.end) {
-      _mm_prefetch(reinterpret_cast<const char*>(soon.at), _MM_HINT_T1);
-      soon.at += 64;
+    if constexpr (kTokens == 1 && kPanels == 1) prefetch_tile<Codes::kBytes, kStream>(tile);
+    if constexpr (kTokens == 1 && kPanels > 1) {
+      const bool inside = (groups - g) * Codes::kBytes > kAheadPair;
+      const uint8_t* ahead = tile + kAheadPair + (inside ? 0 : (kPanels - 1) * panel_bytes);
+      for (int p = 0; p < kPanels; p++, ahead += panel_bytes)
+        for (int line = 0; line < Codes::kBytes; line += 64)
+          _mm_prefetch(reinterpret_cast<const char*>(ahead) + line, _MM_HINT_T1);
     }
-    __m512i codes[8];
-    Codes::unpack(tile, codes);
-    const __m512 weight_scale = load_scales(tile + Codes::kBytes - 32);
-    for (int t = 0; t < kTokens; t++) {
-      __m512i low = _mm512_set1_epi32(-Codes::kOffset * sum[t][g]), high = _mm512_setzero_si512();
-      for (int j = 0; j < 4; j++) {
-        low = _mm512_dpbusd_epi32(low, codes[j], broadcast4(q[t] + g * kGroup + 4 * j));
-        high = _mm512_dpbusd_epi32(high, codes[j + 4], broadcast4(q[t] + g * kGroup + 16 + 4 * j));
+    if constexpr (kFetch)
+      for (int p = 0; p < kPanels && soon.at < soon.end; p++, soon.at += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(soon.at), _MM_HINT_T1);
+    __m512i low[kPanels][kTokens], high[kPanels][kTokens];
+    for (int t = 0; t < kTokens; t++)
+      for (int p = 0; p < kPanels; p++) {
+        low[p][t] = _mm512_set1_epi32(-Codes::kOffset * sum[t][g]);
+        high[p][t] = _mm512_setzero_si512();
       }
-      if constexpr (Codes::kHighShift > 0) high = _mm512_srai_epi32(high, Codes::kHighShift);
-      const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(low, high));
-      acc[t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale[t][g])), acc[t]);
+    for (int j = 0; j < 4; j++) {
+      __m512i codes[kPanels][2];
+      for (int p = 0; p < kPanels; p++)
+        Codes::unpack(tile + static_cast<size_t>(p) * panel_bytes, j, codes[p][0], codes[p][1]);
+      for (int t = 0; t < kTokens; t++) {
+        const __m512i one = broadcast4(q[t] + g * kGroup + 4 * j), other = broadcast4(q[t] + g * kGroup + 16 + 4 * j);
+        for (int p = 0; p < kPanels; p++) {
+          low[p][t] = _mm512_dpbusd_epi32(low[p][t], codes[p][0], one);
+          high[p][t] = _mm512_dpbusd_epi32(high[p][t], codes[p][1], other);
+        }
+      }
+    }
+    for (int p = 0; p < kPanels; p++) {
+      const __m512 weight_scale = load_scales(tile + static_cast<size_t>(p) * panel_bytes + Codes::kBytes - 32);
+      for (int t = 0; t < kTokens; t++) {
+        if constexpr (Codes::kHighShift > 0) high[p][t] = _mm512_srai_epi32(high[p][t], Codes::kHighShift);
+        const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(low[p][t], high[p][t]));
+        acc[p][t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(weight_scale, _mm512_set1_ps(scale[t][g])), acc[p][t]);
+      }
     }
   }
   if (kFetch && x.soon != nullptr) *x.soon = soon;
-  for (int t = 0; t < kTokens; t++) _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride, acc[t]);
+  for (int t = 0; t < kTokens; t++)
+    for (int p = 0; p < kPanels; p++)
+      _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride + kPanelRows * p, acc[p][t]);
 }
 
 template <int kTokens, bool kStream>
@@ -136,7 +158,7 @@ inline void panel_q6k(const uint8_t* block, int groups, const Activations& x, in
       const uint8_t* tile = block + 288 + 384 * inside;
       if constexpr (kTokens == 1) prefetch_tile<384, kStream>(tile);
       __m512i codes[8];
-      unpack_nibbles(tile, codes);
+      for (int j = 0; j < 4; j++) unpack_nibbles(tile, j, codes[j], codes[j + 4]);
       for (int b = 0; b < 2; b++) {
         const __m512i bits = _mm512_loadu_si512(tile + 256 + 64 * b);
         codes[4 * b] = _mm512_or_si512(codes[4 * b], _mm512_and_si512(_mm512_slli_epi16(bits, 4), two_bits));
@@ -208,10 +230,14 @@ inline void panel_floats(const uint8_t* panel, int cols, const Activations& x, i
 // How one panel meets kTokens vectors, for each kind of layout.
 template <class Codes>
 struct Groups {
-  static constexpr int kBlock = 8;
+  static constexpr int kBlock = 8, kPairBlock = 4;
   template <int kTokens, bool kStream>
   static void run(const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
-    panel_groups<Codes, kTokens, kStream>(panel, w.cols / kGroup, x, first, y, stride);
+    panel_groups<Codes, kTokens, 1, kStream>(panel, w.panel_bytes, w.cols / kGroup, x, first, y, stride);
+  }
+  template <int kTokens>
+  static void pair(const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
+    panel_groups<Codes, kTokens, 2, false>(panel, w.panel_bytes, w.cols / kGroup, x, first, y, stride);
   }
 };
 struct Supers {

@@ -2,7 +2,8 @@
 // each block.
 //
 // `Kind` has kBlock, the most tokens at once, and run<kTokens, kStream>(w, panel, x, first token, y, stride), which
-// writes the panel's 16 rows of tokens first to first + kTokens - 1.
+// writes the panel's 16 rows of tokens first to first + kTokens - 1. It may have kPairBlock and pair<kTokens>(...),
+// which do so for a panel and the next, for several tokens or where both panels are resident.
 #pragma once
 
 #include "kernels.h"
@@ -10,13 +11,13 @@
 namespace mobillama {
 namespace {  // each file that includes this is built with its own instruction set and must keep its own copy
 
-template <class Kind, int kTokens>
-inline void rest_of_tokens(int left, const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y,
-                           size_t stride) {
-  if constexpr (kTokens > 0) {
-    if (left == kTokens) return Kind::template run<kTokens, false>(w, panel, x, first, y, stride);
-    rest_of_tokens<Kind, kTokens - 1>(left, w, panel, x, first, y, stride);
-  }
+// step(integral constant of a block's tokens, its first token) for blocks of kBlock tokens, then for the rest.
+template <int kBlock, class Step>
+inline void in_blocks(int n, Step step) {
+  int t = 0;
+  for (; t + kBlock <= n; t += kBlock) step.template operator()<kBlock>(t);
+  if constexpr (kBlock > 1)
+    if (t < n) in_blocks<kBlock - 1>(n - t, [&]<int kTokens>(int first) { step.template operator()<kTokens>(t + first); });
 }
 
 template <class Kind>
@@ -24,15 +25,18 @@ void multiply(const Panels& w, int begin, int end, const Activations& x, int n, 
   for (int p = begin; p < end; p++) {
     const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
     float* out = y + size_t(p) * kPanelRows;
-    if (n == 1) {
-      w.is_resident(p) ? Kind::template run<1, false>(w, panel, x, 0, out, stride)
-                     : Kind::template run<1, true>(w, panel, x, 0, out, stride);
-      continue;
-    }
-    int t = 0;
-    for (; t + Kind::kBlock <= n; t += Kind::kBlock)
-      Kind::template run<Kind::kBlock, false>(w, panel, x, t, out, stride);
-    rest_of_tokens<Kind, Kind::kBlock - 1>(n - t, w, panel, x, t, out, stride);
+    if constexpr (requires { Kind::kPairBlock; })
+      if (p + 1 < end && (n > 1 || (w.is_resident(p) && w.is_resident(p + 1)))) {
+        in_blocks<Kind::kPairBlock>(
+            n, [&]<int kTokens>(int first) { Kind::template pair<kTokens>(w, panel, x, first, out, stride); });
+        p++;
+        continue;
+      }
+    if (n == 1 && !w.is_resident(p))
+      Kind::template run<1, true>(w, panel, x, 0, out, stride);
+    else
+      in_blocks<Kind::kBlock>(
+          n, [&]<int kTokens>(int first) { Kind::template run<kTokens, false>(w, panel, x, first, out, stride); });
   }
 }
 
