@@ -11,7 +11,8 @@
 namespace mobillama {
 namespace {
 
-constexpr size_t kChunkBytes = 48 << 10;  // of weights taken by a worker at a time: some microseconds of work
+// Of weights taken by a worker at a time: some microseconds of work, and small enough that all have their share.
+constexpr size_t kChunkBytes = 144 << 10, kChunksEach = 8;
 
 constexpr size_t kSoonBytes = 16 << 10;  // of a head's keys and values fetched before it is their turn
 
@@ -307,13 +308,20 @@ void Context::phase_then_rows(int worker, int chunks, int n, Work&& work, Each&&
   }
 }
 
+size_t Context::chunk_bytes(size_t all) const {
+  return std::min(kChunkBytes, all / (kChunksEach * static_cast<size_t>(pool_.threads())));
+}
+
 template <size_t kCount, class After, class Each>
 void Context::multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, After&& after,
                        Each&& each) {
+  size_t bytes = 0;
+  for (const Product& product : products) bytes += product.panels->bytes();
+  const size_t wanted = chunk_bytes(bytes);
   int chunks[kCount], sizes[kCount], total = 0;
   for (size_t i = 0; i < kCount; i++) {
     const Panels& w = *products[i].panels;
-    sizes[i] = n > 4 ? 2 : static_cast<int>(std::max<size_t>(2, kChunkBytes / w.panel_bytes));  // kernels like pairs
+    sizes[i] = n > 4 ? 2 : static_cast<int>(std::max<size_t>(2, wanted / w.panel_bytes));  // kernels like pairs
     chunks[i] = (w.panels + sizes[i] - 1) / sizes[i];
     total += chunks[i];
   }
@@ -394,7 +402,7 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
   // Gate and up of the same rows by the same worker, so that their product follows at once.
   const bool codes = wants_codes({&ffn.down}) && !float_activations_;
   const int per_chunk =
-      2 * (n > 4 ? 1 : static_cast<int>(std::max<size_t>(1, kChunkBytes / (4 * ffn.gate.panel_bytes))));
+      2 * (n > 4 ? 1 : static_cast<int>(std::max<size_t>(1, chunk_bytes(2 * ffn.gate.bytes()) / (4 * ffn.gate.panel_bytes))));
   const int chunks = (ffn.gate.panels + per_chunk - 1) / per_chunk;
   pool_.phase(
       worker, chunks,

@@ -101,6 +101,7 @@ class Context {
   void multiply(int worker, int n, const Product (&products)[kCount], const Activations& x, After&& after, Each&& each);
   template <class Work, class Each>
   void phase_then_rows(int worker, int chunks, int n, Work&& work, Each&& each);
+  size_t chunk_bytes(size_t all) const;  // of weights that a worker takes at a time, of so many
   void multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) const;
   void round_row(const Activations& x, int row, bool wanted) const;
   static Activations row_of(const Activations& x, int row);
