@@ -286,6 +286,7 @@ def show_engine_bench(result: dict[str, Any], as_json: bool) -> None:
             line += f"; at most {most:g}, goal {goal:g}: {verdict(-row['ours'], -most, -goal)}"
         lines.append(line)
     lines += [f"{name} gives no figure: {why}" for name, why in result["failed"].items()]
+    lines += result["notes"]
     lines += [f"{key}: {value}" for key, value in result["machine"].items()]
     lines.append(f"threads: {result['threads']}; all of it, rounds and discards included: {result['saved']}")
     show(result, as_json, "\n".join(lines))
