@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from mobillama.bench import decode, footprint, prefill, program, rounds, setting, speed, table6
 from mobillama.bench.notes import notes
@@ -132,19 +131,6 @@ def test_notes_say_what_was_thrown_away_chosen_and_not_found() -> None:
     assert "best setting for decode: {'flash': True} (tried: flash True: 30.0 tokens/s)" in said
     assert "energy: no sensor, so no figure; looked for NVML: not installed" in said
     assert "a.gguf, 1,000 bytes, sha256 abc" in said
-
-
-def test_the_command_prints_rows_notes_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
-    from mobillama.cli.bench import show_engine_bench
-
-    shown = {"rows": [row("decode", [2.0], [1.0], "llama.cpp", "tokens/s")], "targets": {"decode": (2.5, 3.5)}}
-    shown |= {"limits": {}, "failed": {"busy": "too few clean rounds"}, "notes": ["decode: 3 thrown away"]}
-    shown |= {"machine": {"cores": 2}, "threads": 2, "saved": "all.json"}
-    with pytest.raises(typer.Exit):
-        show_engine_bench(shown, as_json=False)
-    printed = capsys.readouterr().out
-    for words in ("must 2.50, goal 3.50: missed", "busy gives no figure: too few", "decode: 3 thrown away", "all.json"):
-        assert words in printed
 
 
 def test_our_22_copies_count_only_as_a_strong_opponent() -> None:

@@ -82,6 +82,7 @@ def result(**more: Any) -> dict[str, Any]:
         {"name": "slow", "ours": 0.9, "unit": "s", "peer": None, "peer_name": "", "ratio": None, "pairs": []},
     ]
     found = {"rows": rows, "targets": {"fast": (2.5, 3.5)}, "limits": {"slow": (0.6, 0.3)}, "failed": {}}
+    found["notes"] = ["decode-0.5b: 3 thrown away"]
     return {**found, "machine": {"cpu": "a CPU"}, "threads": 2, "saved": "x.json", **more}
 
 
@@ -100,7 +101,7 @@ def test_a_bench_says_what_was_reached_and_what_failed(monkeypatch: pytest.Monke
     fast, slow, *rest = shown.stdout.splitlines()
     assert "ratio 3.000" in fast and "must 2.50, goal 3.50: reached" in fast
     assert "at most 0.6, goal 0.3: missed" in slow
-    assert "cpu: a CPU" in rest
+    assert "cpu: a CPU" in rest and "decode-0.5b: 3 thrown away" in rest
     assert shown.exit_code == 0
     failed = call("bench", "decode")
     assert failed.exit_code == 1
