@@ -401,8 +401,8 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
 
   // Gate and up of the same rows by the same worker, so that their product follows at once.
   const bool codes = wants_codes({&ffn.down}) && !float_activations_;
-  const int per_chunk =
-      2 * (n > 4 ? 1 : static_cast<int>(std::max<size_t>(1, chunk_bytes(2 * ffn.gate.bytes()) / (4 * ffn.gate.panel_bytes))));
+  const size_t pairs = chunk_bytes(2 * ffn.gate.bytes()) / (4 * ffn.gate.panel_bytes);
+  const int per_chunk = 2 * (n > 4 ? 1 : static_cast<int>(std::max<size_t>(1, pairs)));
   const int chunks = (ffn.gate.panels + per_chunk - 1) / per_chunk;
   pool_.phase(
       worker, chunks,
