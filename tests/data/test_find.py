@@ -153,7 +153,8 @@ def check_cuts(run: Path, shards: Path, spans: dict[int, Any], count: int, seed:
         around = [text for text in texts if RARE[turn] in text] if turn < len(RARE) else []
         text = draw.choice(around or texts)
         if around:
-            start = max(0, text.index(RARE[turn]) - draw.randrange(length - len(RARE[turn]) + 1))
+            before = draw.randrange(length - len(RARE[turn]) + 1)
+            start = max(0, min(text.index(RARE[turn]) - before, len(text) - length))
         else:
             start = draw.randrange(max(1, len(text) - length))
         cut = text[start : start + length]
