@@ -104,8 +104,8 @@ const Kernels& choose_kernels() {
       fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s, but this processor or this build has not got it; unset it",
            wanted);
   }
-  fail(MOBILLAMA_UNSUPPORTED, "MOBILLAMA_ISA=%s is not known; expected scalar, avx2, avx512, neon, neon-dot or neon-i8mm",
-       wanted);
+  fail(MOBILLAMA_UNSUPPORTED,
+       "MOBILLAMA_ISA=%s is not known; expected scalar, avx2, avx512, neon, neon-dot or neon-i8mm", wanted);
 }
 
 int cores() {

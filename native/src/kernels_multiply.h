@@ -17,7 +17,8 @@ inline void in_blocks(int n, Step step) {
   int t = 0;
   for (; t + kBlock <= n; t += kBlock) step.template operator()<kBlock>(t);
   if constexpr (kBlock > 1)
-    if (t < n) in_blocks<kBlock - 1>(n - t, [&]<int kTokens>(int first) { step.template operator()<kTokens>(t + first); });
+    if (t < n)
+      in_blocks<kBlock - 1>(n - t, [&]<int kTokens>(int first) { step.template operator()<kTokens>(t + first); });
 }
 
 template <class Kind>

@@ -38,7 +38,7 @@ namespace {
 
 // Of memory at one time per byte of file. The reader's tables take about ten times their records; a model's weights
 // take what the file has, but a context keeps 64 rows of floats for each row of a matrix, and pages are taken whole.
-constexpr size_t heap_times = 64, heap_free = 1 << 20, mapped_times = 4096, mapped_free = 64 << 20;
+constexpr size_t heap_times = 64, heap_free = 1 << 20;
 constexpr int processor_seconds = 10;  // for one input; a busy machine does not count
 constexpr unsigned seconds = 300;      // for one input that waits for something
 
@@ -90,7 +90,7 @@ mobillama_status give(int descriptor, const char* path) {
     give_up("the input cannot be written");
   }
   heap_limit = live + heap_times * input.size() + heap_free;
-  mapped_limit = mapped_times * input.size() + mapped_free;
+  mapped_limit = mapped_bound(input.size());
   mapped = 0;
   watch(true);
   counting = true;

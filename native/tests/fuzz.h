@@ -9,6 +9,9 @@
 // Give one file to the library. A status that no file may lead to, or one without words, ends in give_up.
 mobillama_status enter(const char* path);
 
+// Most bytes that the library may take from the system beside operator new for a file of so many.
+constexpr size_t mapped_bound(size_t file_bytes) { return 4096 * file_bytes + (64 << 20); }
+
 // Counts bytes that the library took from the system beside operator new, and gives up when they are too many.
 void count_mapped(size_t bytes);
 

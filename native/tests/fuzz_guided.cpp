@@ -1,4 +1,4 @@
-// The entries of fuzz.h under libFuzzer, which keeps inputs that reach new code. Linked instead of fuzz.cpp and built by
+// The entries of fuzz.h under libFuzzer, which keeps inputs that reach new code. Linked instead of fuzz.cpp, built by
 // Clang with -fsanitize=fuzzer,address,undefined; libFuzzer's own options bound time and heap. Linux only.
 #include <sys/mman.h>
 #include <unistd.h>
@@ -16,7 +16,6 @@
 #include "seeds.h"
 
 namespace {
-constexpr size_t mapped_times = 4096, mapped_free = 64 << 20;  // as in fuzz.cpp
 size_t mapped = 0, mapped_limit = 0;
 }  // namespace
 
@@ -52,7 +51,7 @@ extern "C" __attribute__((visibility("default"))) int LLVMFuzzerTestOneInput(con
   if (ftruncate(descriptor, 0) != 0 || pwrite(descriptor, data, size, 0) != static_cast<ssize_t>(size))
     give_up("the input cannot be written");
   mapped = 0;
-  mapped_limit = mapped_times * size + mapped_free;
+  mapped_limit = mapped_bound(size);
   enter(path.c_str());
   return 0;
 }
