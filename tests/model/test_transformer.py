@@ -222,11 +222,12 @@ def test_blocks_compile_once_and_compute_the_same() -> None:
         block.compile()
     ids = random_ids(seed, 2, 16)
     ours, theirs = model(ids), eager(ids)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)  # rounding: 1.2e-4 in 300 seeds
     ours.sum().backward()
     theirs.sum().backward()
     for (name, weight), other in zip(model.named_parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(weight.grad, other.grad, atol=1e-2, rtol=1e-3, msg=name)
+        # Rounding only: at most 1.1e-4 of the norm in 300 seeds; one wrong term is a large part of it.
+        assert (weight.grad - other.grad).norm() <= 2e-3 * other.grad.norm(), name
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
 
