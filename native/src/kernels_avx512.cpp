@@ -17,6 +17,7 @@ constexpr int kAhead = 4096;           // bytes between a streamed weight's pref
 constexpr int kAheadResident = 16384;  // likewise for weights that stay in the last-level cache
 constexpr int kAheadPair = 8192;       // likewise, in each of two neighbouring panels
 constexpr int kAheadKv = 6144;         // likewise for keys and values
+constexpr int kPassBy = 512;           // from so many positions on, int8 keys and values pass by the caches
 
 inline __m512 load_scales(const uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -367,6 +368,14 @@ inline __m512 load_some(const int8_t* at, __mmask16 mask) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at)));
 }
 
+// A short text's keys and values are in part still cached when the next token comes; a long one's only push weights out.
+inline void prefetch_kv(const void* at, bool pass_by) {
+  if (pass_by)
+    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_NTA);
+  else
+    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1);
+}
+
 // kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency. Meanwhile the
 // `soon` bytes behind them are fetched, step by step: all at once they would wait for each other.
 template <class Key, int kBlocks>
@@ -411,8 +420,8 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
     int d = 0;
     for (; d + 8 <= head_dim; d += 8, at += 128) {
       if (s + ahead < length) {
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAheadKv, _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kAheadKv + 64, _MM_HINT_T1);
+        prefetch_kv(at + kAheadKv, length >= kPassBy);
+        prefetch_kv(at + kAheadKv + 64, length >= kPassBy);
       }
       even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
       odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(at + 64), broadcast4(query.q + d + 4));
@@ -449,13 +458,14 @@ inline void mix_vectors(const float* p, const Value* values, const float* value_
   __m512 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm512_setzero_ps();
   const int ahead = kAheadKv / (head_dim * static_cast<int>(sizeof(Value)));  // positions
+  const bool pass_by = sizeof(Value) == 1 && length >= kPassBy;
   for (int s = 0; s < length; s++, values += head_dim) {
     float weight = p[s];
     if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
     const __m512 wide = _mm512_set1_ps(weight);
     if (s + ahead < length)
       for (size_t line = 0; line < 16 * kVectors * sizeof(Value); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(values) + kAheadKv + line, _MM_HINT_T1);
+        prefetch_kv(reinterpret_cast<const char*>(values) + kAheadKv + line, pass_by);
     for (int i = 0; i < kVectors; i++) acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
   }
   for (int i = 0; i < kVectors; i++) _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(acc[i], _mm512_set1_ps(factor)));
