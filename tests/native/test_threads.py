@@ -51,7 +51,7 @@ def test_each_chunk_of_a_phase_is_done_once_and_nobody_waits_for_ever(pool_drive
 
 @pytest.mark.slow
 def test_thousands_of_jobs_keep_the_pools_laws(pool_driver: Path) -> None:
-    done = run(pool_driver, seconds=90)
+    done = run(pool_driver, seconds=60)
     assert done["jobs"] > 2000
 
 
@@ -63,7 +63,7 @@ def test_threads_meet_at_the_door_in_order(door_driver: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["scalar", ""])  # "": the fastest of this machine
 def test_threads_meet_at_the_door_many_times(door_driver: Path, tmp_path: Path, isa: str) -> None:
-    done = run(door_driver, tmp_path, seconds=100, isa=isa)
+    done = run(door_driver, tmp_path, seconds=60, isa=isa)
     # Both outcomes of each race were seen.
     assert min(done[word] for word in ("cancelled", "too late", "accepted", "refused")) > 0
     assert min(done[word] for word in ("side by side", "opened", "rounded")) > 4  # what it does on any machine
