@@ -14,12 +14,14 @@ namespace {
 // Of weights taken by a worker at a time: some microseconds of work, and small enough that all have their share.
 constexpr size_t kChunkBytes = 144 << 10, kChunksEach = 8;
 
-constexpr size_t kSoonBytes = 16 << 10;  // of a head's keys and values fetched before it is their turn
+constexpr int kAheadKv = 32 << 10;  // bytes between the fetch of keys and values and their use
+// From so many positions on int8 keys and values pass by the caches: a short text's are in part still there when the
+// next token comes, a long one's only push weights out.
+constexpr int kPassBy = 512;
 
-// Into the core's own cache, a little ahead of their use. kWrite: to be written.
-template <bool kWrite = false>
-void fetch(const uint8_t* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, kWrite, 2);
+// Into the core's own cache, to be written.
+void fetch_to_write(const uint8_t* from, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 1, 2);
 }
 
 size_t padded(int rows) { return (static_cast<size_t>(rows) + kPanelRows - 1) / kPanelRows * kPanelRows; }
@@ -272,9 +274,15 @@ Activations Context::row_of(const Activations& x, int row) {
 }
 
 void Context::round_row(const Activations& x, int row, bool wanted) const {
+  round_part(x, row, 0, x.cols, wanted);
+}
+
+void Context::round_part(const Activations& x, int row, int begin, int count, bool wanted) const {
   if (!wanted || float_activations_) return;
   const Activations one = row_of(x, row);
-  kernels_.quantize(one.x, x.cols, kGroup, one.q, one.scale, one.sum, one.half_sum);
+  const int group = begin / kGroup;
+  kernels_.quantize(one.x + begin, count, kGroup, one.q + begin, one.scale + group, one.sum + group,
+                    one.half_sum + 2 * group);
 }
 
 void Context::multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y,
@@ -381,16 +389,32 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
   // Rows of one sequence look at each other, so all keys are stored before any row looks.
   if (same_sequence && n > 1)
     pool_.phase(worker, n * heads, [&](int unit) { store(unit / heads, index, unit % heads); }, [] {});
-  phase_then_rows(
-      worker, n * heads, n,
-      [&](int unit) {
-        if (!same_sequence || n == 1) {
-          store(unit / heads, index, unit % heads);
-          fetch_soon(unit / heads, index, unit % heads);
-        }
-        attend(worker, unit / heads, index, unit % heads);
-      },
-      [&](int row) { round_row(mixed_, row, wants_codes({&layer.o})); });
+  // Keys and values are fetched a constant distance ahead, on from head to head, and never many at once: then fetches
+  // would wait for each other, and loads for them.
+  const int width = shape.num_attention_heads / heads * shape.head_dim, units = n * heads;
+  const int share_end = static_cast<int>(int64_t{units} * (worker + 1) / pool_.threads());
+  const bool apart = width % kGroup == 0, mixed_codes = wants_codes({&layer.o});
+  Soon soon_kv;
+  int expected = -1;
+  const auto attend_unit = [&](int unit) {
+    const int row = unit / heads, head = unit % heads;
+    if (unit != expected || head == 0) {
+      const int heads_left = unit < share_end ? std::min(heads - head, share_end - unit) : 1;
+      soon_kv = cached(row, index, head, heads_left);
+      for (int byte = 0; byte < kAheadKv; byte += 64) soon_kv.fetch();
+    }
+    expected = unit + 1;
+    if (!same_sequence || n == 1) {
+      store(row, index, head);
+      if (head + 1 < heads) fetch_place(row, index, head + 1);
+    }
+    attend(worker, row, index, head, soon_kv);
+    if (apart) round_part(mixed_, row, head * width, width, mixed_codes);
+  };
+  if (apart)
+    pool_.phase(worker, units, attend_unit, [] {});
+  else
+    phase_then_rows(worker, units, n, attend_unit, [&](int row) { round_row(mixed_, row, mixed_codes); });
 
   const Product output[] = {{&layer.o, out_, d_}};
   multiply(worker, n, output, mixed_, add_to_x, [&](int row) {
@@ -448,7 +472,9 @@ Soon Context::after_layer(int worker, int index) const {
   const uint8_t* begin = last ? weights_.head.data : next.q.data;
   const uint8_t* end = last ? begin + weights_.head.bytes() : next.v.data + next.v.bytes();  // k lies between q and v
   const auto share = [&](int i) { return begin + (end - begin) / pool_.threads() * i; };
-  return {share(worker), share(worker + 1)};
+  Soon soon;
+  soon.at = share(worker), soon.end = share(worker + 1);
+  return soon;
 }
 
 void Context::store(int row, int layer, int head) {
@@ -460,22 +486,31 @@ void Context::store(int row, int layer, int head) {
   cache_.store(kernels_, cache_.head(at.sequence, layer, head), at.position, k_ + offset, v_ + offset);
 }
 
-// What a head's attention will read and the next head's store will write, fetched while the head is computed.
-void Context::fetch_soon(int row, int layer, int head) const {
+// Where a head's key and value will be stored.
+void Context::fetch_place(int row, int layer, int head) const {
   const Row& at = rows_[static_cast<size_t>(row)];
   const KvCache::Head kv = cache_.head(at.sequence, layer, head);
   const size_t item = cache_.item_size() * static_cast<size_t>(weights_.shape.head_dim);
   const size_t used = static_cast<size_t>(at.position) * item, block = KvCache::kBlock * item;
-  const size_t soon = std::min(used + item, kSoonBytes);
-  fetch(kv.values, soon);
-  if (head + 1 == weights_.shape.num_key_value_heads) return;
-  const KvCache::Head next = cache_.head(at.sequence, layer, head + 1);
-  fetch(next.keys, soon);
-  fetch<true>(next.keys + used / block * block, block);
-  fetch<true>(next.values + used, item);
+  fetch_to_write(kv.keys + used / block * block, block);
+  fetch_to_write(kv.values + used, item);
 }
 
-void Context::attend(int worker, int row, int layer, int head) {
+// The keys and values that `heads` heads from this one on read: each head's keys, then its values.
+Soon Context::cached(int row, int layer, int head, int heads) const {
+  const Row& at = rows_[static_cast<size_t>(row)];
+  const KvCache::Head kv = cache_.head(at.sequence, layer, head);
+  const size_t positions = static_cast<size_t>(at.position) / KvCache::kBlock * KvCache::kBlock + KvCache::kBlock;
+  Soon soon;
+  soon.length = positions * cache_.item_size() * static_cast<size_t>(weights_.shape.head_dim);
+  soon.stride = static_cast<size_t>(kv.values - kv.keys);
+  soon.at = kv.keys, soon.end = kv.keys + soon.length;
+  soon.more = 2 * heads - 1;
+  soon.past = cache_.type() == MOBILLAMA_KV_INT8 && at.position >= kPassBy;
+  return soon;
+}
+
+void Context::attend(int worker, int row, int layer, int head, Soon& soon) {
   const Row& at = rows_[static_cast<size_t>(row)];
   const Shape& shape = weights_.shape;
   const int dim = shape.head_dim, half = dim / 2, per_kv = shape.num_attention_heads / shape.num_key_value_heads;
@@ -492,10 +527,13 @@ void Context::attend(int worker, int row, int layer, int head) {
     Query query{q, codes, 0, 0};
     if (cache_.type() == MOBILLAMA_KV_INT8) kernels_.quantize(q, dim, dim, codes, &query.scale, &query.sum, nullptr);
     const int length = at.position + 1;
-    kernels_.scores[cache_.type()](query, kv.keys, kv.key_scales, dim, length, scores);
+    Soon nothing;  // a key/value head's other queries find it in the cache
+    Soon& wanted = h == head * per_kv ? soon : nothing;
+    kernels_.scores[cache_.type()](query, kv.keys, kv.key_scales, dim, length, scores, wanted);
     const float sum = kernels_.softmax(scores, length);
     kernels_.mix[cache_.type()](scores, kv.values, kv.value_scales, dim, length, 1.0f / sum,
-                                mixed_.x + static_cast<size_t>(row) * static_cast<size_t>(mixed_.cols) + offset);
+                                mixed_.x + static_cast<size_t>(row) * static_cast<size_t>(mixed_.cols) + offset,
+                                wanted);
   }
 }
 

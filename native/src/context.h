@@ -84,10 +84,11 @@ class Context {
   void turn_up_to(int end);
   void compute(int worker, int n, bool same_sequence, Want want);
   void layer_pass(int worker, int n, int index, bool same_sequence);
-  void attend(int worker, int row, int layer, int head);
+  void attend(int worker, int row, int layer, int head, Soon& soon);
   void store(int row, int layer, int head);
   Soon after_layer(int worker, int index) const;
-  void fetch_soon(int row, int layer, int head) const;
+  void fetch_place(int row, int layer, int head) const;
+  Soon cached(int row, int layer, int head, int heads) const;
   void head_pass(int worker, int first, int n);
   double log_prob(const float* logits, int32_t target) const;
 
@@ -104,6 +105,7 @@ class Context {
   size_t chunk_bytes(size_t all) const;  // of weights that a worker takes at a time, of so many
   void multiply_panels(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) const;
   void round_row(const Activations& x, int row, bool wanted) const;
+  void round_part(const Activations& x, int row, int begin, int count, bool wanted) const;  // whole groups
   static Activations row_of(const Activations& x, int row);
 
   const Weights& weights_;

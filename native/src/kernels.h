@@ -54,10 +54,36 @@ struct Panels {
   }
 };
 
-// Memory that will be wanted after a product and may be fetched while its weights come from cache; kernels move `at` on.
+// Memory that will be wanted soon and may be fetched beside other work, line by line: what is left of one piece, then
+// `more` pieces of `length` bytes, each `stride` bytes behind the one before.
 struct Soon {
-  const uint8_t* at;
-  const uint8_t* end;
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+  size_t length = 0, stride = 0;
+  int more = 0;
+  bool past = false;  // the caches, instead of into the second level
+
+  // The next line, if there is one.
+  [[gnu::always_inline]] void fetch() {
+    if (at >= end) {
+      if (more == 0) return;
+      more--, end += stride, at = end - length;
+    }
+    if (past)
+      __builtin_prefetch(at, 0, 0);
+    else
+      __builtin_prefetch(at, 0, 2);
+    at += 64;
+  }
+  // As many bytes as step number `step` of a loop reads, if each reads kBytes.
+  template <int kBytes>
+  [[gnu::always_inline]] void keep_up(int step) {
+    if constexpr (kBytes < 64) {
+      if (step % (64 / kBytes) == 0) fetch();
+    } else {
+      for (int byte = 0; byte < kBytes; byte += 64) fetch();
+    }
+  }
 };
 
 // n vectors of C activations; either the float side or the int8 side is filled, or both.
@@ -110,17 +136,17 @@ struct Kernels {
   void (*to_half)(const float* x, int n, uint16_t* out);  // nearest even
 
   // scores[s] for positions 0 to length - 1, and 16-aligned padding behind them: acc = fma(q[d], k[d], acc) over d;
-  // int8: float(dot) * (key_scale * query.scale).
+  // int8: float(dot) * (key_scale * query.scale). Beside, as much of `soon` is fetched as is read.
   void (*scores[kKvTypes])(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                           float* scores);
+                           float* scores, Soon& soon);
 
   // exp(score - largest) in place, zero in the padding to a multiple of 16; the sum: 16 lanes, then the tree.
   float (*softmax)(float* scores, int length);
 
   // out[d] = sum over positions in order of fma(p, v, out); int8: fma(p * value_scale, float(v), out); times `factor`
-  // at the end.
+  // at the end. `soon` as for scores.
   void (*mix[kKvTypes])(const float* p, const void* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out);
+                        float factor, float* out, Soon& soon);
 };
 
 // nullptr where the library was not built for that instruction set.

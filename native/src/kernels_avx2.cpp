@@ -121,11 +121,12 @@ void to_half(const float* x, int n, uint16_t* out) {
 
 // kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
 template <class Key, int kBlocks>
-inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores) {
+inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores, Soon& soon) {
   const size_t block = size_t(head_dim) * 16;
   __m256 acc[kBlocks][2];
   for (int b = 0; b < kBlocks; b++) acc[b][0] = acc[b][1] = _mm256_setzero_ps();
   for (int d = 0; d < head_dim; d++, keys += 16) {
+    soon.keep_up<16 * kBlocks * sizeof(Key)>(d);
     const __m256 value = _mm256_set1_ps(q[d]);
     for (int b = 0; b < kBlocks; b++)
       for (int half = 0; half < 2; half++)
@@ -136,28 +137,23 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
 }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores) {
+void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
+                  Soon& soon) {
   const Key* at = static_cast<const Key*>(keys);
   const size_t block = size_t(head_dim) * 16;
   int s = 0;
-  for (; s + 48 < length; s += 64, at += 4 * block) {
-    if (s + 64 < length)
-      for (size_t line = 0; line < 4 * block * sizeof(Key); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(at + 4 * block) + line, _MM_HINT_NTA);
-    score_blocks<Key, 4>(query.x, at, head_dim, scores + s);
-  }
-  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s);
+  for (; s + 48 < length; s += 64, at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + s, soon);
+  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s, soon);
 }
 
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores) {
+                 float* scores, Soon& soon) {
   const uint8_t* at = static_cast<const uint8_t*>(keys);
   const __m256 scale = _mm256_set1_ps(query.scale);
-  const int ahead = kAhead / head_dim;  // positions: a prefetch past the last one would only miss its page
   for (int s = 0; s < length; s += 16) {
     __m256i dots[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int d = 0; d < head_dim; d += 4, at += 64) {
-      if (s + ahead < length) prefetch_ahead<64>(at);
+      soon.fetch();
       const __m256i q = broadcast4(query.q + d);
       for (int half = 0; half < 2; half++)
         dots[half] = _mm256_add_epi32(dots[half], signed_dot(load_signed(at + 32 * half), q));
@@ -191,15 +187,14 @@ float softmax(float* scores, int length) {
 
 template <class Value, int kVectors>
 inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out) {
+                        float factor, float* out, Soon& soon) {
   __m256 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm256_setzero_ps();
-  const int ahead = kAhead / (head_dim * int(sizeof(Value)));  // positions
   for (int s = 0; s < length; s++, values += head_dim) {
     float weight = p[s];
     if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
     const __m256 wide = _mm256_set1_ps(weight);
-    if (s + ahead < length) prefetch_ahead<8 * kVectors * sizeof(Value)>(reinterpret_cast<const uint8_t*>(values));
+    soon.keep_up<8 * kVectors * sizeof(Value)>(s);
     for (int i = 0; i < kVectors; i++) acc[i] = _mm256_fmadd_ps(wide, load8(values + 8 * i), acc[i]);
   }
   for (int i = 0; i < kVectors; i++) _mm256_storeu_ps(out + 8 * i, _mm256_mul_ps(acc[i], _mm256_set1_ps(factor)));
@@ -216,12 +211,15 @@ inline __m128 load4(const int8_t* at) {
 
 template <class Value>
 void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-         float* out) {
+         float* out, Soon& soon) {
   const Value* v = static_cast<const Value*>(values);
   int d = 0;
-  for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 8>(p, v + d, value_scales, head_dim, length, factor, out + d);
-  for (; d + 16 <= head_dim; d += 16) mix_vectors<Value, 2>(p, v + d, value_scales, head_dim, length, factor, out + d);
-  for (; d + 8 <= head_dim; d += 8) mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d);
+  for (; d + 64 <= head_dim; d += 64)
+    mix_vectors<Value, 8>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 16 <= head_dim; d += 16)
+    mix_vectors<Value, 2>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 8 <= head_dim; d += 8)
+    mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
   if (d == head_dim) return;
   __m128 acc = _mm_setzero_ps();
   v += d;

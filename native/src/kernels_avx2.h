@@ -147,10 +147,7 @@ struct Groups {
     Soon soon = kFetch && x.soon != nullptr ? *x.soon : Soon{};
     for (int g = 0; g < groups; g++, tile += Codes::kBytes) {
       if constexpr (kStream) prefetch_ahead<Codes::kBytes>(tile);
-      if (kFetch && soon.at < soon.end) {
-        _mm_prefetch(reinterpret_cast<const char*>(soon.at), _MM_HINT_T1);
-        soon.at += 64;
-      }
+      if constexpr (kFetch) soon.fetch();
       __m256i dots[kTokens][kHalves];
       Codes::template dot<kTokens, kHalves>(tile, half, q, dots);
       for (int h = 0; h < kHalves; h++) {

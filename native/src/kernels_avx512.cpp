@@ -16,8 +16,6 @@ namespace {
 constexpr int kAhead = 4096;           // bytes between a streamed weight's prefetch and its use
 constexpr int kAheadResident = 16384;  // likewise for weights that stay in the last-level cache
 constexpr int kAheadPair = 8192;       // likewise, in each of two neighbouring panels
-constexpr int kAheadKv = 6144;         // likewise for keys and values
-constexpr int kPassBy = 512;           // from so many positions on, int8 keys and values pass by the caches
 
 inline __m512 load_scales(const uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -108,8 +106,7 @@ inline void panel_groups(const uint8_t* tile, size_t panel_bytes, int groups, co
           _mm_prefetch(reinterpret_cast<const char*>(ahead) + line, _MM_HINT_T1);
     }
     if constexpr (kFetch)
-      for (int p = 0; p < kPanels && soon.at < soon.end; p++, soon.at += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(soon.at), _MM_HINT_T1);
+      for (int p = 0; p < kPanels; p++) soon.fetch();
     __m512i low[kPanels][kTokens], high[kPanels][kTokens];
     for (int t = 0; t < kTokens; t++)
       for (int p = 0; p < kPanels; p++) {
@@ -368,27 +365,14 @@ inline __m512 load_some(const int8_t* at, __mmask16 mask) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at)));
 }
 
-// A short text's keys and values are in part still cached when the next token comes; a long one's only push weights out.
-inline void prefetch_kv(const void* at, bool pass_by) {
-  if (pass_by)
-    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_NTA);
-  else
-    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1);
-}
-
-// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency. Meanwhile the
-// `soon` bytes behind them are fetched, step by step: all at once they would wait for each other.
+// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
 template <class Key, int kBlocks>
-inline void score_blocks(const float* q, const Key* keys, int head_dim, size_t soon, float* scores) {
-  constexpr size_t kStep = 16 * kBlocks * sizeof(Key);  // bytes of one component
+inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores, Soon& soon) {
   const size_t block = static_cast<size_t>(head_dim) * 16;
-  const char* next = reinterpret_cast<const char*>(keys + kBlocks * block);
   __m512 acc[kBlocks];
   for (int b = 0; b < kBlocks; b++) acc[b] = _mm512_setzero_ps();
   for (int d = 0; d < head_dim; d++) {
-    const size_t at = kStep * static_cast<size_t>(d);
-    if (at < soon)
-      for (size_t line = 0; line < kStep; line += 64) _mm_prefetch(next + at + line, _MM_HINT_T1);
+    soon.keep_up<16 * kBlocks * sizeof(Key)>(d);
     const __m512 value = _mm512_set1_ps(q[d]);
     for (int b = 0; b < kBlocks; b++)
       acc[b] =
@@ -398,31 +382,28 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, size_t s
 }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores) {
+void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
+                  Soon& wanted) {
+  Soon soon = wanted;
   const Key* at = static_cast<const Key*>(keys);
   const size_t block = static_cast<size_t>(head_dim) * 16;
   int s = 0;
-  for (; s + 48 < length; s += 64, at += 4 * block) {
-    const int blocks = std::clamp((length - s - 64 + 15) / 16, 0, 4);  // that follow, and are there
-    score_blocks<Key, 4>(query.x, at, head_dim, static_cast<size_t>(blocks) * block * sizeof(Key), scores + s);
-  }
-  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, 0, scores + s);
+  for (; s + 48 < length; s += 64, at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + s, soon);
+  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s, soon);
+  wanted = soon;
 }
 
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores) {
+                 float* scores, Soon& wanted) {
+  Soon soon = wanted;
   const uint8_t* at = static_cast<const uint8_t*>(keys);
   const __m512 scale = _mm512_set1_ps(query.scale);
   const __m512i offset = _mm512_set1_epi32(-128 * query.sum);
-  const int ahead = kAheadKv / head_dim;  // positions: a prefetch past the last one would only miss its page
   for (int s = 0; s < length; s += 16) {
     __m512i even = offset, odd = _mm512_setzero_si512();
     int d = 0;
     for (; d + 8 <= head_dim; d += 8, at += 128) {
-      if (s + ahead < length) {
-        prefetch_kv(at + kAheadKv, length >= kPassBy);
-        prefetch_kv(at + kAheadKv + 64, length >= kPassBy);
-      }
+      soon.keep_up<128>(d);
       even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
       odd = _mm512_dpbusd_epi32(odd, _mm512_loadu_si512(at + 64), broadcast4(query.q + d + 4));
     }
@@ -433,6 +414,7 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
     const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
     _mm512_storeu_ps(scores + s, _mm512_mul_ps(dot, _mm512_mul_ps(_mm512_loadu_ps(key_scales + s), scale)));
   }
+  wanted = soon;
 }
 
 float softmax(float* scores, int length) {
@@ -454,30 +436,30 @@ float softmax(float* scores, int length) {
 
 template <class Value, int kVectors>
 inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out) {
+                        float factor, float* out, Soon& wanted) {
+  Soon soon = wanted;
   __m512 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm512_setzero_ps();
-  const int ahead = kAheadKv / (head_dim * static_cast<int>(sizeof(Value)));  // positions
-  const bool pass_by = sizeof(Value) == 1 && length >= kPassBy;
   for (int s = 0; s < length; s++, values += head_dim) {
     float weight = p[s];
     if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
     const __m512 wide = _mm512_set1_ps(weight);
-    if (s + ahead < length)
-      for (size_t line = 0; line < 16 * kVectors * sizeof(Value); line += 64)
-        prefetch_kv(reinterpret_cast<const char*>(values) + kAheadKv + line, pass_by);
+    soon.keep_up<16 * kVectors * sizeof(Value)>(s);
     for (int i = 0; i < kVectors; i++) acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
   }
   for (int i = 0; i < kVectors; i++) _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(acc[i], _mm512_set1_ps(factor)));
+  wanted = soon;
 }
 
 template <class Value>
 void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-         float* out) {
+         float* out, Soon& soon) {
   const Value* v = static_cast<const Value*>(values);
   int d = 0;
-  for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d);
-  for (; d + 16 <= head_dim; d += 16) mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d);
+  for (; d + 64 <= head_dim; d += 64)
+    mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 16 <= head_dim; d += 16)
+    mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
   if (d == head_dim) return;
   const __mmask16 mask = lanes(head_dim - d);
   __m512 acc = _mm512_setzero_ps();

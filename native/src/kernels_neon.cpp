@@ -181,26 +181,29 @@ void to_half(const float* x, int n, uint16_t* out) {
 
 // kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
 template <class Key, int kBlocks>
-inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores) {
+inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores, Soon& soon) {
   const size_t block = size_t(head_dim) * 16;
   float32x4_t acc[kBlocks][4];
   for (int b = 0; b < kBlocks; b++)
     for (int quad = 0; quad < 4; quad++) acc[b][quad] = vdupq_n_f32(0);
-  for (int d = 0; d < head_dim; d++, keys += 16)
+  for (int d = 0; d < head_dim; d++, keys += 16) {
+    soon.keep_up<16 * kBlocks * sizeof(Key)>(d);
     for (int b = 0; b < kBlocks; b++)
       for (int quad = 0; quad < 4; quad++)
         acc[b][quad] = vfmaq_n_f32(acc[b][quad], load4(keys + size_t(b) * block + 4 * quad), q[d]);
+  }
   for (int b = 0; b < kBlocks; b++)
     for (int quad = 0; quad < 4; quad++) vst1q_f32(scores + 16 * b + 4 * quad, acc[b][quad]);
 }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores) {
+void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
+                  Soon& soon) {
   const Key* at = static_cast<const Key*>(keys);
   const size_t block = size_t(head_dim) * 16;
   int s = 0;
-  for (; s + 48 < length; s += 64, at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + s);
-  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s);
+  for (; s + 48 < length; s += 64, at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + s, soon);
+  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s, soon);
 }
 
 inline uint32x4_t lanes(int n) {
@@ -234,14 +237,13 @@ inline float32x4_t load_value(const int8_t* at) {
 
 template <class Value, int kVectors>
 inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out) {
+                        float factor, float* out, Soon& soon) {
   float32x4_t acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = vdupq_n_f32(0);
-  const int ahead = kAhead / (head_dim * int(sizeof(Value)));  // positions
   for (int s = 0; s < length; s++, values += head_dim) {
     float weight = p[s];
     if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
-    if (s + ahead < length) prefetch_ahead<4 * kVectors * sizeof(Value)>(reinterpret_cast<const uint8_t*>(values));
+    soon.keep_up<4 * kVectors * sizeof(Value)>(s);
     for (int i = 0; i < kVectors; i++) acc[i] = vfmaq_n_f32(acc[i], load_value(values + 4 * i), weight);
   }
   for (int i = 0; i < kVectors; i++) vst1q_f32(out + 4 * i, vmulq_n_f32(acc[i], factor));
@@ -249,12 +251,15 @@ inline void mix_vectors(const float* p, const Value* values, const float* value_
 
 template <class Value>
 void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-         float* out) {
+         float* out, Soon& soon) {
   const Value* v = static_cast<const Value*>(values);
   int d = 0;  // head_dim is a multiple of 4
-  for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 16>(p, v + d, value_scales, head_dim, length, factor, out + d);
-  for (; d + 16 <= head_dim; d += 16) mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d);
-  for (; d + 4 <= head_dim; d += 4) mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d);
+  for (; d + 64 <= head_dim; d += 64)
+    mix_vectors<Value, 16>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 16 <= head_dim; d += 16)
+    mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 4 <= head_dim; d += 4)
+    mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
 }
 
 constexpr Kernels kNeon = {

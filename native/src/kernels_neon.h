@@ -233,13 +233,12 @@ struct Supers {  // Q6K
 
 template <class Isa>
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores) {
+                 float* scores, Soon& soon) {
   const uint8_t* at = static_cast<const uint8_t*>(keys);
-  const int ahead = kAhead / head_dim;  // positions: a prefetch past the last one would only miss its page
   for (int s = 0; s < length; s += 16) {
     typename Isa::Sum sums[4] = {};
     for (int d = 0; d < head_dim; d += 4, at += 64) {
-      if (s + ahead < length) prefetch_ahead<64>(at);
+      soon.fetch();
       const int8x16_t q = vreinterpretq_s8_s32(vld1q_dup_s32(reinterpret_cast<const int32_t*>(query.q + d)));
       for (int quad = 0; quad < 4; quad++) {
         Isa::template add<0>(sums[quad], load_signed(at + 16 * quad), q);

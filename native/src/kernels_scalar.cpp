@@ -187,7 +187,8 @@ float as_float(uint16_t value) { return half_to_float(value); }
 float as_float(float value) { return value; }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores) {
+void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
+                  Soon&) {
   const Key* block = static_cast<const Key*>(keys);
   for (int s = 0; s < length; s += 16, block += 16 * head_dim)
     for (int lane = 0; lane < 16; lane++) {
@@ -198,7 +199,7 @@ void scores_float(const Query& query, const void* keys, const float*, int head_d
 }
 
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores) {
+                 float* scores, Soon&) {
   const uint8_t* block = static_cast<const uint8_t*>(keys);
   for (int s = 0; s < length; s += 16, block += 16 * head_dim)
     for (int lane = 0; lane < 16; lane++) {
@@ -221,7 +222,8 @@ float softmax(float* scores, int length) {
 }
 
 template <class Value>
-void mix_float(const float* p, const void* values, const float*, int head_dim, int length, float factor, float* out) {
+void mix_float(const float* p, const void* values, const float*, int head_dim, int length, float factor, float* out,
+               Soon&) {
   const Value* v = static_cast<const Value*>(values);
   for (int d = 0; d < head_dim; d++) {
     float acc = 0;
@@ -233,7 +235,7 @@ void mix_float(const float* p, const void* values, const float*, int head_dim, i
 }
 
 void mix_int8(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-              float* out) {
+              float* out, Soon&) {
   const int8_t* v = static_cast<const int8_t*>(values);
   for (int d = 0; d < head_dim; d++) {
     float acc = 0;

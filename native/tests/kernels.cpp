@@ -166,7 +166,8 @@ void compare_multiply(const Kernels& table, Layout layout, int cols, int n, Fill
   Pair<float> y(size_t(n - 1) * stride + kPanels * kPanelRows, slack);
   const int index = static_cast<int>(layout);
   scalar_kernels()->multiply[index](w, begin, end, x.view, n, y.want.data(), stride);
-  Soon soon{data.data(), data.data() + any(0, 4) * 64};
+  Soon soon;
+  soon.at = data.data(), soon.end = data.data() + any(0, 4) * 64;
   const uint8_t* const end_of_soon = soon.end;
   if (any(0, 1)) x.view.soon = &soon;
   table.multiply[index](w, begin, end, x.view, n, y.got.data(), stride);
@@ -300,6 +301,33 @@ void fill_cache(int type, void* data, size_t count, bool extreme) {
   }
 }
 
+// Pieces of memory that kernels may fetch beside their work, and how many of its lines they fetched.
+struct Wanted {
+  static constexpr int kPieces = 3, kLines = 700, kApart = 900;
+  std::vector<uint8_t> memory = std::vector<uint8_t>(size_t(64) * kApart * kPieces);
+  Soon soon;
+  Wanted() {
+    soon.length = 64 * kLines, soon.stride = 64 * kApart, soon.more = kPieces - 1;
+    soon.at = memory.data(), soon.end = soon.at + soon.length;
+    soon.past = any(0, 1) == 1;
+  }
+  int fetched() const {
+    const auto at = (soon.at - memory.data()) / 64;
+    if (at % kApart > kLines || soon.more < 0) {
+      std::printf("attention fetched memory that lies between what it was told of\n");
+      std::exit(1);
+    }
+    return static_cast<int>(at / kApart * kLines + at % kApart);
+  }
+  // After a step that read so many bytes, where lines are whole for every loop.
+  void expect(const Kernels& table, size_t bytes, int before) const {
+    const int want = &table == scalar_kernels() ? 0 : std::min(static_cast<int>(bytes / 64), kPieces * kLines - before);
+    if (fetched() - before == want) return;
+    std::printf("attention fetched %d lines beside; it read %d\n", fetched() - before, want);
+    std::exit(1);
+  }
+};
+
 void compare_attention(const Kernels& table, int type, int head_dim, int length) {
   const Kernels& scalar = *scalar_kernels();
   const size_t slack = size_t(any(0, 3)), dim = size_t(head_dim), used = size_t(length);
@@ -322,8 +350,12 @@ void compare_attention(const Kernels& table, int type, int head_dim, int length)
   const std::string sizes = label(", type, head_dim, length:", type, head_dim, length);
 
   Pair<float> scores(whole, slack);
-  scalar.scores[type](query, keys.data(), key_scales.data(), head_dim, length, scores.want.data());
-  table.scores[type](query, keys.data(), key_scales.data(), head_dim, length, scores.got.data());
+  Soon nothing;
+  Wanted wanted;
+  scalar.scores[type](query, keys.data(), key_scales.data(), head_dim, length, scores.want.data(), nothing);
+  table.scores[type](query, keys.data(), key_scales.data(), head_dim, length, scores.got.data(), wanted.soon);
+  const int of_keys = wanted.fetched();
+  if (head_dim % 64 == 0) wanted.expect(table, whole * dim * width, 0);
   scores.compare("scores" + sizes);
 
   Pair<float> total(1, slack);
@@ -335,8 +367,9 @@ void compare_attention(const Kernels& table, int type, int head_dim, int length)
   std::copy_n(scores.want.data(), used, p.data());
   Pair<float> out(dim, slack);
   const float factor = 1.0f / total.want.data()[0];
-  scalar.mix[type](p.data(), values.data(), value_scales.data(), head_dim, length, factor, out.want.data());
-  table.mix[type](p.data(), values.data(), value_scales.data(), head_dim, length, factor, out.got.data());
+  scalar.mix[type](p.data(), values.data(), value_scales.data(), head_dim, length, factor, out.want.data(), nothing);
+  table.mix[type](p.data(), values.data(), value_scales.data(), head_dim, length, factor, out.got.data(), wanted.soon);
+  if (head_dim % 64 == 0) wanted.expect(table, used * dim * width, of_keys);
   out.compare("mix" + sizes);
 }
 
