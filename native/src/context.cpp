@@ -15,9 +15,6 @@ namespace {
 constexpr size_t kChunkBytes = 144 << 10, kChunksEach = 8;
 
 constexpr int kAheadKv = 32 << 10;  // bytes between the fetch of keys and values and their use
-// From so many positions on int8 keys and values pass by the caches: a short text's are in part still there when the
-// next token comes, a long one's only push weights out.
-constexpr int kPassBy = 512;
 
 // Into the core's own cache, to be written.
 void fetch_to_write(const uint8_t* from, size_t bytes) {
@@ -506,7 +503,6 @@ Soon Context::cached(int row, int layer, int head, int heads) const {
   soon.stride = static_cast<size_t>(kv.values - kv.keys);
   soon.at = kv.keys, soon.end = kv.keys + soon.length;
   soon.more = 2 * heads - 1;
-  soon.past = cache_.type() == MOBILLAMA_KV_INT8 && at.position >= kPassBy;
   return soon;
 }
 

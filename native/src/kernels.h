@@ -61,18 +61,14 @@ struct Soon {
   const uint8_t* end = nullptr;
   size_t length = 0, stride = 0;
   int more = 0;
-  bool past = false;  // the caches, instead of into the second level
 
-  // The next line, if there is one.
+  // The next line, if there is one, into the core's second-level cache.
   [[gnu::always_inline]] void fetch() {
     if (at >= end) {
       if (more == 0) return;
       more--, end += stride, at = end - length;
     }
-    if (past)
-      __builtin_prefetch(at, 0, 0);
-    else
-      __builtin_prefetch(at, 0, 2);
+    __builtin_prefetch(at, 0, 2);
     at += 64;
   }
   // As many bytes as step number `step` of a loop reads, if each reads kBytes.

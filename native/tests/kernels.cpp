@@ -309,7 +309,6 @@ struct Wanted {
   Wanted() {
     soon.length = 64 * kLines, soon.stride = 64 * kApart, soon.more = kPieces - 1;
     soon.at = memory.data(), soon.end = soon.at + soon.length;
-    soon.past = any(0, 1) == 1;
   }
   int fetched() const {
     const auto at = (soon.at - memory.data()) / 64;
