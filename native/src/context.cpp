@@ -386,8 +386,8 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
   // Rows of one sequence look at each other, so all keys are stored before any row looks.
   if (same_sequence && n > 1)
     pool_.phase(worker, n * heads, [&](int unit) { store(unit / heads, index, unit % heads); }, [] {});
-  // Keys and values are fetched a constant distance ahead, on from head to head, and never many at once: then fetches
-  // would wait for each other, and loads for them.
+  // Keys and values are fetched a constant distance ahead, on from head to head; many at once only where a worker begins,
+  // for they wait for each other, and loads for them.
   const int width = shape.num_attention_heads / heads * shape.head_dim, units = n * heads;
   const int share_end = static_cast<int>(int64_t{units} * (worker + 1) / pool_.threads());
   const bool apart = width % kGroup == 0, mixed_codes = wants_codes({&layer.o});
