@@ -303,7 +303,7 @@ void fill_cache(int type, void* data, size_t count, bool extreme) {
 
 // Pieces of memory that kernels may fetch beside their work, and how many of its lines they fetched.
 struct Wanted {
-  static constexpr int kPieces = 3, kLines = 700, kApart = 900;
+  static constexpr int kPieces = 12, kLines = 40, kApart = 64;
   std::vector<uint8_t> memory = std::vector<uint8_t>(size_t(64) * kApart * kPieces);
   Soon soon;
   Wanted() {
