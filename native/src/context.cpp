@@ -14,7 +14,9 @@ namespace {
 // Of weights taken by a worker at a time: some microseconds of work, and small enough that all have their share.
 constexpr size_t kChunkBytes = 144 << 10, kChunksEach = 8;
 
-constexpr int kAheadKv = 32 << 10;  // bytes between the fetch of keys and values and their use
+// Bytes between the fetch of keys and values and their use. Those of a long text are in no cache and are needed once.
+constexpr int kAheadKv = 16 << 10, kAheadLongKv = 12 << 10;
+constexpr size_t kLongKv = 160 << 10;  // of a head's keys and values
 
 // Into the core's own cache, to be written.
 void fetch_to_write(const uint8_t* from, size_t bytes) {
@@ -398,7 +400,7 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
     if (unit != expected || head == 0) {
       const int heads_left = unit < share_end ? std::min(heads - head, share_end - unit) : 1;
       soon_kv = cached(row, index, head, heads_left);
-      for (int byte = 0; byte < kAheadKv; byte += 64) soon_kv.fetch();
+      for (int byte = 0; byte < (soon_kv.read_once ? kAheadLongKv : kAheadKv); byte += 64) soon_kv.fetch();
     }
     expected = unit + 1;
     if (!same_sequence || n == 1) {
@@ -487,22 +489,19 @@ void Context::store(int row, int layer, int head) {
 void Context::fetch_place(int row, int layer, int head) const {
   const Row& at = rows_[static_cast<size_t>(row)];
   const KvCache::Head kv = cache_.head(at.sequence, layer, head);
-  const size_t item = cache_.item_size() * static_cast<size_t>(weights_.shape.head_dim);
-  const size_t used = static_cast<size_t>(at.position) * item, block = KvCache::kBlock * item;
-  fetch_to_write(kv.keys + used / block * block, block);
-  fetch_to_write(kv.values + used, item);
+  fetch_to_write(cache_.key_block(kv, at.position), KvCache::kBlock * cache_.row_bytes());
+  fetch_to_write(cache_.value(kv, at.position), cache_.row_bytes());
 }
 
-// The keys and values that `heads` heads from this one on read: each head's keys, then its values.
+// The keys and values that `heads` heads from this one on read.
 Soon Context::cached(int row, int layer, int head, int heads) const {
   const Row& at = rows_[static_cast<size_t>(row)];
   const KvCache::Head kv = cache_.head(at.sequence, layer, head);
-  const size_t positions = static_cast<size_t>(at.position) / KvCache::kBlock * KvCache::kBlock + KvCache::kBlock;
   Soon soon;
-  soon.length = positions * cache_.item_size() * static_cast<size_t>(weights_.shape.head_dim);
-  soon.stride = static_cast<size_t>(kv.values - kv.keys);
-  soon.at = kv.keys, soon.end = kv.keys + soon.length;
-  soon.more = 2 * heads - 1;
+  soon.at = cache_.key_block(kv, at.position), soon.end = cache_.value(kv, at.position + 1);
+  soon.length = static_cast<size_t>(soon.end - soon.at), soon.stride = cache_.head_bytes();
+  soon.more = heads - 1;
+  soon.read_once = soon.length >= kLongKv;
   return soon;
 }
 
@@ -525,9 +524,9 @@ void Context::attend(int worker, int row, int layer, int head, Soon& soon) {
     const int length = at.position + 1;
     Soon nothing;  // a key/value head's other queries find it in the cache
     Soon& wanted = h == head * per_kv ? soon : nothing;
-    kernels_.scores[cache_.type()](query, kv.keys, kv.key_scales, dim, length, scores, wanted);
+    kernels_.scores[cache_.type()](query, kv.middle, kv.key_scales, dim, length, scores, wanted);
     const float sum = kernels_.softmax(scores, length);
-    kernels_.mix[cache_.type()](scores, kv.values, kv.value_scales, dim, length, 1.0f / sum,
+    kernels_.mix[cache_.type()](scores, kv.middle, kv.value_scales, dim, length, 1.0f / sum,
                                 mixed_.x + static_cast<size_t>(row) * static_cast<size_t>(mixed_.cols) + offset,
                                 wanted);
   }

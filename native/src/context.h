@@ -28,20 +28,26 @@ class KvCache {
   KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int max_sequences);
   mobillama_kv_type type() const { return type_; }
   int64_t bytes_per_token() const;
-  size_t item_size() const { return item_; }
+  size_t row_bytes() const { return item_ * static_cast<size_t>(head_dim_); }  // of a position's key, or value
 
   struct Head {  // of one sequence, layer and key/value head: layouts as in kernels.h
-    uint8_t* keys;
-    uint8_t* values;
+    uint8_t* middle;      // keys end here, values begin
     float* key_scales;    // (S), int8 only
     float* value_scales;  // (S), int8 only
   };
+  size_t head_bytes() const { return 2 * plane(); }  // from a head to the next one
   Head head(int sequence, int layer, int head) const;
+  uint8_t* key_block(const Head& head, int position) const {  // the block of keys that holds a position's
+    return head.middle - (static_cast<size_t>(position) / kBlock + 1) * kBlock * row_bytes();
+  }
+  uint8_t* value(const Head& head, int position) const {
+    return head.middle + static_cast<size_t>(position) * row_bytes();
+  }
   void store(const Kernels& kernels, const Head& head, int position, const float* key, const float* value) const;
   void copy(int from, int to, int tokens) const;
 
  private:
-  size_t plane() const;  // bytes of one head's keys, or values
+  size_t plane() const { return positions_ * row_bytes(); }  // room for one head's keys, or values
   int layers_, heads_, head_dim_;
   mobillama_kv_type type_;
   size_t item_;       // bytes of a key's or value's component

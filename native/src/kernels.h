@@ -55,20 +55,25 @@ struct Panels {
 };
 
 // Memory that will be wanted soon and may be fetched beside other work, line by line: what is left of one piece, then
-// `more` pieces of `length` bytes, each `stride` bytes behind the one before.
+// `more` pieces of `length` bytes, each `stride` bytes behind the one before. It comes into the core's second-level
+// cache, or, if it is `read_once`, into the first, past the others.
 struct Soon {
   const uint8_t* at = nullptr;
   const uint8_t* end = nullptr;
   size_t length = 0, stride = 0;
   int more = 0;
+  bool read_once = false;
 
-  // The next line, if there is one, into the core's second-level cache.
+  // The next line, if there is one.
   [[gnu::always_inline]] void fetch() {
     if (at >= end) {
       if (more == 0) return;
       more--, end += stride, at = end - length;
     }
-    __builtin_prefetch(at, 0, 2);
+    if (read_once)
+      __builtin_prefetch(at, 0, 0);
+    else
+      __builtin_prefetch(at, 0, 2);
     at += 64;
   }
   // As many bytes as step number `step` of a loop reads, if each reads kBytes.
@@ -106,8 +111,10 @@ struct Query {      // of one head
   int32_t sum;
 };
 
-// Dh is a multiple of 4. Keys of one head: blocks of 16 positions. F32 and F16: (blocks, Dh, 16). Int8: (blocks, Dh /
-// 4, 16, 4), code = key + 128, and one scale per position. Values: (S, Dh), int8 with one scale per position.
+// Dh is a multiple of 4. Keys of one head: blocks of 16 positions, the last one first, so that they end where the values
+// begin and both are read as one piece of memory, from low to high; `keys` points behind block 0. F32 and F16: (blocks,
+// Dh, 16). Int8: (blocks, Dh / 4, 16, 4), code = key + 128, and one scale per position. Values: (S, Dh), int8 with one
+// scale per position.
 constexpr int kKvTypes = 3;  // in the order of mobillama_kv_type: F16, INT8, F32
 
 struct Kernels {

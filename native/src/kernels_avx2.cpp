@@ -119,7 +119,8 @@ void to_half(const float* x, int n, uint16_t* out) {
 
 // ---- attention ----
 
-// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
+// kBlocks blocks of 16 positions side by side, of which the last come first: their chains of multiply-adds hide each
+// other's latency.
 template <class Key, int kBlocks>
 inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores, Soon& soon) {
   const size_t block = size_t(head_dim) * 16;
@@ -133,24 +134,25 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
         acc[b][half] = _mm256_fmadd_ps(value, load8(keys + size_t(b) * block + 8 * half), acc[b][half]);
   }
   for (int b = 0; b < kBlocks; b++)
-    for (int half = 0; half < 2; half++) _mm256_storeu_ps(scores + 16 * b + 8 * half, acc[b][half]);
+    for (int half = 0; half < 2; half++) _mm256_storeu_ps(scores + 16 * (kBlocks - 1 - b) + 8 * half, acc[b][half]);
 }
 
 template <class Key>
 void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
                   Soon& soon) {
-  const Key* at = static_cast<const Key*>(keys);
   const size_t block = size_t(head_dim) * 16;
-  int s = 0;
-  for (; s + 48 < length; s += 64, at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + s, soon);
-  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s, soon);
+  int left = (length + 15) / 16;
+  const Key* at = static_cast<const Key*>(keys) - size_t(left) * block;
+  for (; left >= 4; at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + 16 * (left -= 4), soon);
+  for (; left > 0; at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + 16 * --left, soon);
 }
 
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
                  float* scores, Soon& soon) {
-  const uint8_t* at = static_cast<const uint8_t*>(keys);
+  const int last = (length - 1) / 16 * 16;
+  const uint8_t* at = static_cast<const uint8_t*>(keys) - size_t(head_dim) * size_t(last + 16);
   const __m256 scale = _mm256_set1_ps(query.scale);
-  for (int s = 0; s < length; s += 16) {
+  for (int s = last; s >= 0; s -= 16) {
     __m256i dots[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int d = 0; d < head_dim; d += 4, at += 64) {
       soon.fetch();

@@ -365,7 +365,8 @@ inline __m512 load_some(const int8_t* at, __mmask16 mask) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at)));
 }
 
-// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
+// kBlocks blocks of 16 positions side by side, of which the last come first: their chains of multiply-adds hide each
+// other's latency.
 template <class Key, int kBlocks>
 inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores, Soon& soon) {
   const size_t block = static_cast<size_t>(head_dim) * 16;
@@ -378,28 +379,29 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
       acc[b] =
           _mm512_fmadd_ps(value, load16(keys + static_cast<size_t>(b) * block + 16 * static_cast<size_t>(d)), acc[b]);
   }
-  for (int b = 0; b < kBlocks; b++) _mm512_storeu_ps(scores + 16 * b, acc[b]);
+  for (int b = 0; b < kBlocks; b++) _mm512_storeu_ps(scores + 16 * (kBlocks - 1 - b), acc[b]);
 }
 
 template <class Key>
 void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
                   Soon& wanted) {
   Soon soon = wanted;
-  const Key* at = static_cast<const Key*>(keys);
   const size_t block = static_cast<size_t>(head_dim) * 16;
-  int s = 0;
-  for (; s + 48 < length; s += 64, at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + s, soon);
-  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s, soon);
+  int left = (length + 15) / 16;
+  const Key* at = static_cast<const Key*>(keys) - static_cast<size_t>(left) * block;
+  for (; left >= 4; at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + 16 * (left -= 4), soon);
+  for (; left > 0; at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + 16 * --left, soon);
   wanted = soon;
 }
 
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
                  float* scores, Soon& wanted) {
   Soon soon = wanted;
-  const uint8_t* at = static_cast<const uint8_t*>(keys);
+  const int last = (length - 1) / 16 * 16;
+  const uint8_t* at = static_cast<const uint8_t*>(keys) - static_cast<size_t>(head_dim) * static_cast<size_t>(last + 16);
   const __m512 scale = _mm512_set1_ps(query.scale);
   const __m512i offset = _mm512_set1_epi32(-128 * query.sum);
-  for (int s = 0; s < length; s += 16) {
+  for (int s = last; s >= 0; s -= 16) {
     __m512i even = offset, odd = _mm512_setzero_si512();
     int d = 0;
     for (; d + 8 <= head_dim; d += 8, at += 128) {

@@ -179,7 +179,8 @@ void to_half(const float* x, int n, uint16_t* out) {
 
 // ---- attention ----
 
-// kBlocks blocks of 16 positions side by side: their chains of multiply-adds hide each other's latency.
+// kBlocks blocks of 16 positions side by side, of which the last come first: their chains of multiply-adds hide each
+// other's latency.
 template <class Key, int kBlocks>
 inline void score_blocks(const float* q, const Key* keys, int head_dim, float* scores, Soon& soon) {
   const size_t block = size_t(head_dim) * 16;
@@ -193,17 +194,17 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
         acc[b][quad] = vfmaq_n_f32(acc[b][quad], load4(keys + size_t(b) * block + 4 * quad), q[d]);
   }
   for (int b = 0; b < kBlocks; b++)
-    for (int quad = 0; quad < 4; quad++) vst1q_f32(scores + 16 * b + 4 * quad, acc[b][quad]);
+    for (int quad = 0; quad < 4; quad++) vst1q_f32(scores + 16 * (kBlocks - 1 - b) + 4 * quad, acc[b][quad]);
 }
 
 template <class Key>
 void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
                   Soon& soon) {
-  const Key* at = static_cast<const Key*>(keys);
   const size_t block = size_t(head_dim) * 16;
-  int s = 0;
-  for (; s + 48 < length; s += 64, at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + s, soon);
-  for (; s < length; s += 16, at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + s, soon);
+  int left = (length + 15) / 16;
+  const Key* at = static_cast<const Key*>(keys) - size_t(left) * block;
+  for (; left >= 4; at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + 16 * (left -= 4), soon);
+  for (; left > 0; at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + 16 * --left, soon);
 }
 
 inline uint32x4_t lanes(int n) {

@@ -234,8 +234,9 @@ struct Supers {  // Q6K
 template <class Isa>
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
                  float* scores, Soon& soon) {
-  const uint8_t* at = static_cast<const uint8_t*>(keys);
-  for (int s = 0; s < length; s += 16) {
+  const int last = (length - 1) / 16 * 16;
+  const uint8_t* at = static_cast<const uint8_t*>(keys) - size_t(head_dim) * size_t(last + 16);
+  for (int s = last; s >= 0; s -= 16) {
     typename Isa::Sum sums[4] = {};
     for (int d = 0; d < head_dim; d += 4, at += 64) {
       soon.fetch();

@@ -189,8 +189,8 @@ float as_float(float value) { return value; }
 template <class Key>
 void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
                   Soon&) {
-  const Key* block = static_cast<const Key*>(keys);
-  for (int s = 0; s < length; s += 16, block += 16 * head_dim)
+  const Key* block = static_cast<const Key*>(keys) - 16 * head_dim;
+  for (int s = 0; s < length; s += 16, block -= 16 * head_dim)
     for (int lane = 0; lane < 16; lane++) {
       float acc = 0;
       for (int d = 0; d < head_dim; d++) acc = std::fma(query.x[d], as_float(block[16 * d + lane]), acc);
@@ -200,8 +200,8 @@ void scores_float(const Query& query, const void* keys, const float*, int head_d
 
 void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
                  float* scores, Soon&) {
-  const uint8_t* block = static_cast<const uint8_t*>(keys);
-  for (int s = 0; s < length; s += 16, block += 16 * head_dim)
+  const uint8_t* block = static_cast<const uint8_t*>(keys) - 16 * head_dim;
+  for (int s = 0; s < length; s += 16, block -= 16 * head_dim)
     for (int lane = 0; lane < 16; lane++) {
       int32_t dot = 0;
       for (int d = 0; d < head_dim; d++) dot += (block[64 * (d / 4) + 4 * lane + d % 4] - 128) * query.q[d];

@@ -40,32 +40,30 @@ int64_t KvCache::bytes_per_token() const {
   return static_cast<int64_t>(2 * static_cast<size_t>(layers_) * static_cast<size_t>(heads_) * each);
 }
 
-size_t KvCache::plane() const { return positions_ * static_cast<size_t>(head_dim_) * item_; }
-
 KvCache::Head KvCache::head(int sequence, int layer, int head) const {
   const size_t index = (static_cast<size_t>(sequence) * static_cast<size_t>(layers_) + static_cast<size_t>(layer)) *
                            static_cast<size_t>(heads_) +
                        static_cast<size_t>(head);
-  uint8_t* keys = memory_.data() + 2 * index * plane();
+  uint8_t* middle = memory_.data() + (2 * index + 1) * plane();
   float* scales =
       type_ == MOBILLAMA_KV_INT8 ? reinterpret_cast<float*>(scales_.data()) + 2 * index * positions_ : nullptr;
-  return {keys, keys + plane(), scales, scales == nullptr ? nullptr : scales + positions_};
+  return {middle, scales, scales == nullptr ? nullptr : scales + positions_};
 }
 
 void KvCache::store(const Kernels& kernels, const Head& head, int position, const float* key,
                     const float* value) const {
   const size_t dim = static_cast<size_t>(head_dim_), lane = static_cast<size_t>(position) % kBlock;
-  const size_t block = (static_cast<size_t>(position) - lane) * dim * item_;
+  uint8_t *keys = key_block(head, position), *values = this->value(head, position);
   switch (type_) {
     case MOBILLAMA_KV_F32:
-      for (size_t d = 0; d < dim; d++) std::memcpy(head.keys + block + 4 * (kBlock * d + lane), key + d, 4);
-      std::memcpy(head.values + static_cast<size_t>(position) * dim * 4, value, dim * 4);
+      for (size_t d = 0; d < dim; d++) std::memcpy(keys + 4 * (kBlock * d + lane), key + d, 4);
+      std::memcpy(values, value, dim * 4);
       return;
     case MOBILLAMA_KV_F16: {
       uint16_t halves[kMaxHeadDim];
       kernels.to_half(key, head_dim_, halves);
-      for (size_t d = 0; d < dim; d++) std::memcpy(head.keys + block + 2 * (kBlock * d + lane), halves + d, 2);
-      kernels.to_half(value, head_dim_, reinterpret_cast<uint16_t*>(head.values) + static_cast<size_t>(position) * dim);
+      for (size_t d = 0; d < dim; d++) std::memcpy(keys + 2 * (kBlock * d + lane), halves + d, 2);
+      kernels.to_half(value, head_dim_, reinterpret_cast<uint16_t*>(values));
       return;
     }
     case MOBILLAMA_KV_INT8: {
@@ -73,23 +71,20 @@ void KvCache::store(const Kernels& kernels, const Head& head, int position, cons
       int32_t sum;
       kernels.quantize(key, head_dim_, head_dim_, codes, head.key_scales + position, &sum, nullptr);
       for (size_t d = 0; d < dim; d += 4)
-        for (size_t i = 0; i < 4; i++)
-          head.keys[block + kBlock * d + 4 * lane + i] = static_cast<uint8_t>(codes[d + i] + 128);
-      kernels.quantize(value, head_dim_, head_dim_,
-                       reinterpret_cast<int8_t*>(head.values) + static_cast<size_t>(position) * dim,
-                       head.value_scales + position, &sum, nullptr);
+        for (size_t i = 0; i < 4; i++) keys[kBlock * d + 4 * lane + i] = static_cast<uint8_t>(codes[d + i] + 128);
+      kernels.quantize(value, head_dim_, head_dim_, reinterpret_cast<int8_t*>(values), head.value_scales + position,
+                       &sum, nullptr);
     }
   }
 }
 
 void KvCache::copy(int from, int to, int tokens) const {
-  const size_t whole = (static_cast<size_t>(tokens) + kBlock - 1) / kBlock * kBlock;
-  const size_t bytes = whole * static_cast<size_t>(head_dim_) * item_;
+  if (tokens == 0) return;
   for (int layer = 0; layer < layers_; layer++)
     for (int h = 0; h < heads_; h++) {
       const Head source = head(from, layer, h), target = head(to, layer, h);
-      std::memcpy(target.keys, source.keys, bytes);
-      std::memcpy(target.values, source.values, static_cast<size_t>(tokens) * static_cast<size_t>(head_dim_) * item_);
+      const uint8_t* first = key_block(source, tokens - 1);
+      std::memcpy(key_block(target, tokens - 1), first, static_cast<size_t>(value(source, tokens) - first));
       if (type_ != MOBILLAMA_KV_INT8) continue;
       std::memcpy(target.key_scales, source.key_scales, static_cast<size_t>(tokens) * sizeof(float));
       std::memcpy(target.value_scales, source.value_scales, static_cast<size_t>(tokens) * sizeof(float));

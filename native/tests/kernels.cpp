@@ -333,6 +333,7 @@ void compare_attention(const Kernels& table, int type, int head_dim, int length)
   const size_t whole = (used + 15) / 16 * 16, width = type == 0 ? 2 : type == 1 ? 1 : 4;
   const bool extreme = any(0, 3) == 0;
   Guarded<uint8_t> keys(whole * dim * width, slack * width), values(used * dim * width, slack * width);
+  const uint8_t* keys_end = keys.data() + whole * dim * width;
   fill_cache(type, keys.data(), whole * dim, extreme);
   fill_cache(type, values.data(), used * dim, extreme);
   Guarded<float> key_scales(whole, slack), value_scales(used, slack), x(dim, slack);
@@ -351,8 +352,8 @@ void compare_attention(const Kernels& table, int type, int head_dim, int length)
   Pair<float> scores(whole, slack);
   Soon nothing;
   Wanted wanted;
-  scalar.scores[type](query, keys.data(), key_scales.data(), head_dim, length, scores.want.data(), nothing);
-  table.scores[type](query, keys.data(), key_scales.data(), head_dim, length, scores.got.data(), wanted.soon);
+  scalar.scores[type](query, keys_end, key_scales.data(), head_dim, length, scores.want.data(), nothing);
+  table.scores[type](query, keys_end, key_scales.data(), head_dim, length, scores.got.data(), wanted.soon);
   const int of_keys = wanted.fetched();
   if (head_dim % 64 == 0) wanted.expect(table, whole * dim * width, 0);
   scores.compare("scores" + sizes);
