@@ -18,11 +18,6 @@ constexpr size_t kChunkBytes = 144 << 10, kChunksEach = 8;
 constexpr int kAheadKv = 16 << 10, kAheadLongKv = 12 << 10;
 constexpr size_t kLongKv = 160 << 10;  // of a head's keys and values
 
-// Into the core's own cache, to be written.
-void fetch_to_write(const uint8_t* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 1, 2);
-}
-
 size_t padded(int rows) { return (static_cast<size_t>(rows) + kPanelRows - 1) / kPanelRows * kPanelRows; }
 
 bool wants_codes(std::initializer_list<const Panels*> all) {
@@ -405,7 +400,8 @@ void Context::layer_pass(int worker, int n, int index, bool same_sequence) {
     expected = unit + 1;
     if (!same_sequence || n == 1) {
       store(row, index, head);
-      if (head + 1 < heads) fetch_place(row, index, head + 1);
+      const Row& at = rows_[static_cast<size_t>(row)];
+      if (head + 1 < heads) cache_.fetch_to_write(cache_.head(at.sequence, index, head + 1), at.position);
     }
     attend(worker, row, index, head, soon_kv);
     if (apart) round_part(mixed_, row, head * width, width, mixed_codes);
@@ -485,20 +481,12 @@ void Context::store(int row, int layer, int head) {
   cache_.store(kernels_, cache_.head(at.sequence, layer, head), at.position, k_ + offset, v_ + offset);
 }
 
-// Where a head's key and value will be stored.
-void Context::fetch_place(int row, int layer, int head) const {
-  const Row& at = rows_[static_cast<size_t>(row)];
-  const KvCache::Head kv = cache_.head(at.sequence, layer, head);
-  fetch_to_write(cache_.key_block(kv, at.position), KvCache::kBlock * cache_.row_bytes());
-  fetch_to_write(cache_.value(kv, at.position), cache_.row_bytes());
-}
-
 // The keys and values that `heads` heads from this one on read.
 Soon Context::cached(int row, int layer, int head, int heads) const {
   const Row& at = rows_[static_cast<size_t>(row)];
-  const KvCache::Head kv = cache_.head(at.sequence, layer, head);
+  uint8_t* kv = cache_.head(at.sequence, layer, head);
   Soon soon;
-  soon.at = cache_.key_block(kv, at.position), soon.end = cache_.value(kv, at.position + 1);
+  soon.at = cache_.key_block(kv, at.position), soon.end = cache_.value(kv, at.position) + cache_.row_bytes();
   soon.length = static_cast<size_t>(soon.end - soon.at), soon.stride = cache_.head_bytes();
   soon.more = heads - 1;
   soon.read_once = soon.length >= kLongKv;
@@ -511,7 +499,7 @@ void Context::attend(int worker, int row, int layer, int head, Soon& soon) {
   const int dim = shape.head_dim, half = dim / 2, per_kv = shape.num_attention_heads / shape.num_key_value_heads;
   const size_t angle = static_cast<size_t>(at.position) * static_cast<size_t>(half);
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const KvCache::Head kv = cache_.head(at.sequence, layer, head);
+  const uint8_t* kv = cache_.head(at.sequence, layer, head);
   float* scores = scores_ + static_cast<size_t>(worker) * scores_stride_;
   for (int h = head * per_kv; h < (head + 1) * per_kv; h++) {
     const size_t offset = static_cast<size_t>(h) * static_cast<size_t>(dim);
@@ -524,9 +512,9 @@ void Context::attend(int worker, int row, int layer, int head, Soon& soon) {
     const int length = at.position + 1;
     Soon nothing;  // a key/value head's other queries find it in the cache
     Soon& wanted = h == head * per_kv ? soon : nothing;
-    kernels_.scores[cache_.type()](query, kv.middle, kv.key_scales, dim, length, scores, wanted);
+    kernels_.scores[cache_.type()](query, kv, dim, length, scores, wanted);
     const float sum = kernels_.softmax(scores, length);
-    kernels_.mix[cache_.type()](scores, kv.middle, kv.value_scales, dim, length, 1.0f / sum,
+    kernels_.mix[cache_.type()](scores, kv, dim, length, 1.0f / sum,
                                 mixed_.x + static_cast<size_t>(row) * static_cast<size_t>(mixed_.cols) + offset,
                                 wanted);
   }

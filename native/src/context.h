@@ -23,36 +23,36 @@ constexpr int kHeadRows = 8;  // rows of logits that exist at once while log-pro
 // Keys and values of all sequences, in one buffer; a sequence takes memory when its first token comes.
 class KvCache {
  public:
-  static constexpr size_t kBlock = 16;  // positions of keys that lie side by side
-
   KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int max_sequences);
   mobillama_kv_type type() const { return type_; }
   int64_t bytes_per_token() const;
-  size_t row_bytes() const { return item_ * static_cast<size_t>(head_dim_); }  // of a position's key, or value
 
-  struct Head {  // of one sequence, layer and key/value head: layouts as in kernels.h
-    uint8_t* middle;      // keys end here, values begin
-    float* key_scales;    // (S), int8 only
-    float* value_scales;  // (S), int8 only
-  };
+  // Layouts as in kernels.h. A head of one sequence and layer is known by where its keys end and its values begin.
+  uint8_t* head(int sequence, int layer, int head) const {
+    return memory_.data() + static_cast<size_t>((sequence * layers_ + layer) * heads_ + head) * head_bytes() + plane();
+  }
   size_t head_bytes() const { return 2 * plane(); }  // from a head to the next one
-  Head head(int sequence, int layer, int head) const;
-  uint8_t* key_block(const Head& head, int position) const {  // the block of keys that holds a position's
-    return head.middle - (static_cast<size_t>(position) / kBlock + 1) * kBlock * row_bytes();
+  size_t block_bytes() const { return scale_bytes_ + kKvBlock * row_bytes(); }
+  size_t row_bytes() const { return item_ * static_cast<size_t>(head_dim_); }  // of a position's value
+  uint8_t* key_block(uint8_t* head, int position) const { return head - (block_of(position) + 1) * block_bytes(); }
+  uint8_t* value_block(uint8_t* head, int position) const { return head + block_of(position) * block_bytes(); }
+  uint8_t* value(uint8_t* head, int position) const {
+    return value_block(head, position) + scale_bytes_ + static_cast<size_t>(position % kKvBlock) * row_bytes();
   }
-  uint8_t* value(const Head& head, int position) const {
-    return head.middle + static_cast<size_t>(position) * row_bytes();
-  }
-  void store(const Kernels& kernels, const Head& head, int position, const float* key, const float* value) const;
+  // Where a position's key and value will be stored.
+  void fetch_to_write(uint8_t* head, int position) const;
+  void store(const Kernels& kernels, uint8_t* head, int position, const float* key, const float* value) const;
   void copy(int from, int to, int tokens) const;
 
  private:
-  size_t plane() const { return positions_ * row_bytes(); }  // room for one head's keys, or values
+  static size_t block_of(int position) { return static_cast<size_t>(position / kKvBlock); }
+  size_t plane() const { return blocks_ * block_bytes(); }  // room for one head's keys, or values
   int layers_, heads_, head_dim_;
   mobillama_kv_type type_;
-  size_t item_;       // bytes of a key's or value's component
-  size_t positions_;  // max_tokens rounded up to whole blocks of 16
-  Buffer memory_, scales_;
+  size_t item_;         // bytes of a key's or value's component
+  size_t scale_bytes_;  // of a block's
+  size_t blocks_;       // that max_tokens need
+  Buffer memory_;
 };
 
 class Context {
@@ -93,7 +93,6 @@ class Context {
   void attend(int worker, int row, int layer, int head, Soon& soon);
   void store(int row, int layer, int head);
   Soon after_layer(int worker, int index) const;
-  void fetch_place(int row, int layer, int head) const;
   Soon cached(int row, int layer, int head, int heads) const;
   void head_pass(int worker, int first, int n);
   double log_prob(const float* logits, int32_t target) const;

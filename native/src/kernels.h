@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace mobillama {
 
@@ -111,11 +112,20 @@ struct Query {      // of one head
   int32_t sum;
 };
 
-// Dh is a multiple of 4. Keys of one head: blocks of 16 positions, the last one first, so that they end where the values
-// begin and both are read as one piece of memory, from low to high; `keys` points behind block 0. F32 and F16: (blocks,
-// Dh, 16). Int8: (blocks, Dh / 4, 16, 4), code = key + 128, and one scale per position. Values: (S, Dh), int8 with one
-// scale per position.
+// Dh is a multiple of 4. Keys and values of one head lie in blocks of 16 positions. A block of int8 ones begins with the
+// positions' scales, (16) float32. Then a block of keys is (Dh, 16), of int8 ones (Dh / 4, 16, 4), code = key + 128; a
+// block of values is (16, Dh). Keys have their last block first, so that they end where values begin and both are read
+// as one piece of memory, from low to high; `keys` points behind block 0, `values` to block 0.
 constexpr int kKvTypes = 3;  // in the order of mobillama_kv_type: F16, INT8, F32
+constexpr int kKvBlock = 16;
+template <class Value>
+constexpr int kScaleBytes = sizeof(Value) == 1 ? 4 * kKvBlock : 0;
+
+[[gnu::always_inline]] inline float load_float(const uint8_t* at) {
+  float value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
 
 struct Kernels {
   const char* name;
@@ -140,16 +150,16 @@ struct Kernels {
 
   // scores[s] for positions 0 to length - 1, and 16-aligned padding behind them: acc = fma(q[d], k[d], acc) over d;
   // int8: float(dot) * (key_scale * query.scale). Beside, as much of `soon` is fetched as is read.
-  void (*scores[kKvTypes])(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                           float* scores, Soon& soon);
+  void (*scores[kKvTypes])(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores,
+                           Soon& soon);
 
   // exp(score - largest) in place, zero in the padding to a multiple of 16; the sum: 16 lanes, then the tree.
   float (*softmax)(float* scores, int length);
 
   // out[d] = sum over positions in order of fma(p, v, out); int8: fma(p * value_scale, float(v), out); times `factor`
   // at the end. `soon` as for scores.
-  void (*mix[kKvTypes])(const float* p, const void* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out, Soon& soon);
+  void (*mix[kKvTypes])(const float* p, const uint8_t* values, int head_dim, int length, float factor, float* out,
+                        Soon& soon);
 };
 
 // nullptr where the library was not built for that instruction set.

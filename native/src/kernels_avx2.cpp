@@ -138,21 +138,22 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
 }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
-                  Soon& soon) {
+void scores_float(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon& soon) {
   const size_t block = size_t(head_dim) * 16;
   int left = (length + 15) / 16;
-  const Key* at = static_cast<const Key*>(keys) - size_t(left) * block;
+  const Key* at = reinterpret_cast<const Key*>(keys) - size_t(left) * block;
   for (; left >= 4; at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + 16 * (left -= 4), soon);
   for (; left > 0; at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + 16 * --left, soon);
 }
 
-void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores, Soon& soon) {
+void scores_int8(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon& soon) {
   const int last = (length - 1) / 16 * 16;
-  const uint8_t* at = static_cast<const uint8_t*>(keys) - size_t(head_dim) * size_t(last + 16);
+  const uint8_t* at = keys - size_t(head_dim + 4) * size_t(last + 16);
   const __m256 scale = _mm256_set1_ps(query.scale);
   for (int s = last; s >= 0; s -= 16) {
+    soon.fetch();
+    const float* key_scales = reinterpret_cast<const float*>(at);
+    at += 64;
     __m256i dots[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int d = 0; d < head_dim; d += 4, at += 64) {
       soon.fetch();
@@ -161,7 +162,7 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
         dots[half] = _mm256_add_epi32(dots[half], signed_dot(load_signed(at + 32 * half), q));
     }
     for (int half = 0; half < 2; half++) {
-      const __m256 both = _mm256_mul_ps(_mm256_loadu_ps(key_scales + s + 8 * half), scale);
+      const __m256 both = _mm256_mul_ps(_mm256_loadu_ps(key_scales + 8 * half), scale);
       _mm256_storeu_ps(scores + s + 8 * half, _mm256_mul_ps(_mm256_cvtepi32_ps(dots[half]), both));
     }
   }
@@ -187,19 +188,28 @@ float softmax(float* scores, int length) {
   return tree(sums);
 }
 
+// Components `first` and on, one vector after the other.
 template <class Value, int kVectors>
-inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out, Soon& soon) {
+inline void mix_vectors(const float* p, const uint8_t* at, int first, int head_dim, int length, float factor,
+                        float* out, Soon& soon) {
+  const size_t dim = size_t(head_dim);
   __m256 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm256_setzero_ps();
-  for (int s = 0; s < length; s++, values += head_dim) {
-    float weight = p[s];
-    if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
-    const __m256 wide = _mm256_set1_ps(weight);
-    soon.keep_up<8 * kVectors * sizeof(Value)>(s);
-    for (int i = 0; i < kVectors; i++) acc[i] = _mm256_fmadd_ps(wide, load8(values + 8 * i), acc[i]);
+  for (int s = 0; s < length; s += 16) {
+    if (sizeof(Value) == 1 && first == 0) soon.fetch();
+    const uint8_t* scales = at;
+    const Value* values = reinterpret_cast<const Value*>(at + kScaleBytes<Value>) + first;
+    at += kScaleBytes<Value> + 16 * dim * sizeof(Value);
+    for (int row = 0, rows = std::min(16, length - s); row < rows; row++, values += dim) {
+      float weight = p[s + row];
+      if constexpr (sizeof(Value) == 1) weight *= load_float(scales + 4 * row);
+      const __m256 wide = _mm256_set1_ps(weight);
+      soon.keep_up<8 * kVectors * sizeof(Value)>(row);
+      for (int i = 0; i < kVectors; i++) acc[i] = _mm256_fmadd_ps(wide, load8(values + 8 * i), acc[i]);
+    }
   }
-  for (int i = 0; i < kVectors; i++) _mm256_storeu_ps(out + 8 * i, _mm256_mul_ps(acc[i], _mm256_set1_ps(factor)));
+  for (int i = 0; i < kVectors; i++)
+    _mm256_storeu_ps(out + first + 8 * i, _mm256_mul_ps(acc[i], _mm256_set1_ps(factor)));
 }
 
 // Four values: where 8 no longer fit a head_dim that is a multiple of 4.
@@ -212,23 +222,20 @@ inline __m128 load4(const int8_t* at) {
 }
 
 template <class Value>
-void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-         float* out, Soon& soon) {
-  const Value* v = static_cast<const Value*>(values);
+void mix(const float* p, const uint8_t* values, int head_dim, int length, float factor, float* out, Soon& soon) {
   int d = 0;
-  for (; d + 64 <= head_dim; d += 64)
-    mix_vectors<Value, 8>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
-  for (; d + 16 <= head_dim; d += 16)
-    mix_vectors<Value, 2>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
-  for (; d + 8 <= head_dim; d += 8)
-    mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 8>(p, values, d, head_dim, length, factor, out, soon);
+  for (; d + 16 <= head_dim; d += 16) mix_vectors<Value, 2>(p, values, d, head_dim, length, factor, out, soon);
+  for (; d + 8 <= head_dim; d += 8) mix_vectors<Value, 1>(p, values, d, head_dim, length, factor, out, soon);
   if (d == head_dim) return;
+  const size_t dim = size_t(head_dim), block = kScaleBytes<Value> + 16 * dim * sizeof(Value);
   __m128 acc = _mm_setzero_ps();
-  v += d;
-  for (int s = 0; s < length; s++, v += head_dim) {
+  for (int s = 0; s < length; s++) {
+    const uint8_t* at = values + size_t(s / 16) * block;
     float weight = p[s];
-    if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
-    acc = _mm_fmadd_ps(_mm_set1_ps(weight), load4(v), acc);
+    if constexpr (sizeof(Value) == 1) weight *= load_float(at + 4 * (s % 16));
+    const Value* row = reinterpret_cast<const Value*>(at + kScaleBytes<Value>) + size_t(s % 16) * dim;
+    acc = _mm_fmadd_ps(_mm_set1_ps(weight), load4(row + d), acc);
   }
   _mm_storeu_ps(out + d, _mm_mul_ps(acc, _mm_set1_ps(factor)));
 }

@@ -383,25 +383,26 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
 }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
-                  Soon& wanted) {
+void scores_float(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon& wanted) {
   Soon soon = wanted;
   const size_t block = static_cast<size_t>(head_dim) * 16;
   int left = (length + 15) / 16;
-  const Key* at = static_cast<const Key*>(keys) - static_cast<size_t>(left) * block;
+  const Key* at = reinterpret_cast<const Key*>(keys) - static_cast<size_t>(left) * block;
   for (; left >= 4; at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + 16 * (left -= 4), soon);
   for (; left > 0; at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + 16 * --left, soon);
   wanted = soon;
 }
 
-void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores, Soon& wanted) {
+void scores_int8(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon& wanted) {
   Soon soon = wanted;
   const int last = (length - 1) / 16 * 16;
-  const uint8_t* at = static_cast<const uint8_t*>(keys) - static_cast<size_t>(head_dim) * static_cast<size_t>(last + 16);
+  const uint8_t* at = keys - static_cast<size_t>(head_dim + 4) * static_cast<size_t>(last + 16);
   const __m512 scale = _mm512_set1_ps(query.scale);
   const __m512i offset = _mm512_set1_epi32(-128 * query.sum);
   for (int s = last; s >= 0; s -= 16) {
+    soon.fetch();
+    const __m512 scales = _mm512_mul_ps(_mm512_loadu_ps(at), scale);
+    at += 64;
     __m512i even = offset, odd = _mm512_setzero_si512();
     int d = 0;
     for (; d + 8 <= head_dim; d += 8, at += 128) {
@@ -413,8 +414,7 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
       even = _mm512_dpbusd_epi32(even, _mm512_loadu_si512(at), broadcast4(query.q + d));
       at += 64;
     }
-    const __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
-    _mm512_storeu_ps(scores + s, _mm512_mul_ps(dot, _mm512_mul_ps(_mm512_loadu_ps(key_scales + s), scale)));
+    _mm512_storeu_ps(scores + s, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(even, odd)), scales));
   }
   wanted = soon;
 }
@@ -436,41 +436,47 @@ float softmax(float* scores, int length) {
   return tree(sum);
 }
 
+// Components `first` and on, one vector after the other.
 template <class Value, int kVectors>
-inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out, Soon& wanted) {
+inline void mix_vectors(const float* p, const uint8_t* at, int first, int head_dim, int length, float factor,
+                        float* out, Soon& wanted) {
   Soon soon = wanted;
+  const size_t dim = static_cast<size_t>(head_dim);
   __m512 acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = _mm512_setzero_ps();
-  for (int s = 0; s < length; s++, values += head_dim) {
-    float weight = p[s];
-    if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
-    const __m512 wide = _mm512_set1_ps(weight);
-    soon.keep_up<16 * kVectors * sizeof(Value)>(s);
-    for (int i = 0; i < kVectors; i++) acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
+  for (int s = 0; s < length; s += 16) {
+    if (sizeof(Value) == 1 && first == 0) soon.fetch();
+    const uint8_t* scales = at;
+    const Value* values = reinterpret_cast<const Value*>(at + kScaleBytes<Value>) + first;
+    at += kScaleBytes<Value> + 16 * dim * sizeof(Value);
+    for (int row = 0, rows = length - s < 16 ? length - s : 16; row < rows; row++, values += dim) {
+      float weight = p[s + row];
+      if constexpr (sizeof(Value) == 1) weight *= load_float(scales + 4 * row);
+      const __m512 wide = _mm512_set1_ps(weight);
+      soon.keep_up<16 * kVectors * sizeof(Value)>(row);
+      for (int i = 0; i < kVectors; i++) acc[i] = _mm512_fmadd_ps(wide, load16(values + 16 * i), acc[i]);
+    }
   }
-  for (int i = 0; i < kVectors; i++) _mm512_storeu_ps(out + 16 * i, _mm512_mul_ps(acc[i], _mm512_set1_ps(factor)));
+  for (int i = 0; i < kVectors; i++)
+    _mm512_storeu_ps(out + first + 16 * i, _mm512_mul_ps(acc[i], _mm512_set1_ps(factor)));
   wanted = soon;
 }
 
 template <class Value>
-void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-         float* out, Soon& soon) {
-  const Value* v = static_cast<const Value*>(values);
+void mix(const float* p, const uint8_t* values, int head_dim, int length, float factor, float* out, Soon& soon) {
   int d = 0;
-  for (; d + 64 <= head_dim; d += 64)
-    mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
-  for (; d + 16 <= head_dim; d += 16)
-    mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 4>(p, values, d, head_dim, length, factor, out, soon);
+  for (; d + 16 <= head_dim; d += 16) mix_vectors<Value, 1>(p, values, d, head_dim, length, factor, out, soon);
   if (d == head_dim) return;
   const __mmask16 mask = lanes(head_dim - d);
+  const size_t dim = static_cast<size_t>(head_dim), block = kScaleBytes<Value> + 16 * dim * sizeof(Value);
   __m512 acc = _mm512_setzero_ps();
   for (int s = 0; s < length; s++) {
+    const uint8_t* at = values + static_cast<size_t>(s / 16) * block;
     float weight = p[s];
-    if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
-    acc = _mm512_fmadd_ps(
-        _mm512_set1_ps(weight),
-        load_some(v + static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d), mask), acc);
+    if constexpr (sizeof(Value) == 1) weight *= load_float(at + 4 * (s % 16));
+    const Value* row = reinterpret_cast<const Value*>(at + kScaleBytes<Value>) + static_cast<size_t>(s % 16) * dim;
+    acc = _mm512_fmadd_ps(_mm512_set1_ps(weight), load_some(row + d, mask), acc);
   }
   _mm512_mask_storeu_ps(out + d, mask, _mm512_mul_ps(acc, _mm512_set1_ps(factor)));
 }

@@ -198,11 +198,10 @@ inline void score_blocks(const float* q, const Key* keys, int head_dim, float* s
 }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
-                  Soon& soon) {
+void scores_float(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon& soon) {
   const size_t block = size_t(head_dim) * 16;
   int left = (length + 15) / 16;
-  const Key* at = static_cast<const Key*>(keys) - size_t(left) * block;
+  const Key* at = reinterpret_cast<const Key*>(keys) - size_t(left) * block;
   for (; left >= 4; at += 4 * block) score_blocks<Key, 4>(query.x, at, head_dim, scores + 16 * (left -= 4), soon);
   for (; left > 0; at += block) score_blocks<Key, 1>(query.x, at, head_dim, scores + 16 * --left, soon);
 }
@@ -236,31 +235,34 @@ inline float32x4_t load_value(const int8_t* at) {
   return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(static_cast<uint32_t>(four))))));
 }
 
+// Components `first` and on, one vector after the other.
 template <class Value, int kVectors>
-inline void mix_vectors(const float* p, const Value* values, const float* value_scales, int head_dim, int length,
-                        float factor, float* out, Soon& soon) {
+inline void mix_vectors(const float* p, const uint8_t* at, int first, int head_dim, int length, float factor,
+                        float* out, Soon& soon) {
+  const size_t dim = size_t(head_dim);
   float32x4_t acc[kVectors];
   for (int i = 0; i < kVectors; i++) acc[i] = vdupq_n_f32(0);
-  for (int s = 0; s < length; s++, values += head_dim) {
-    float weight = p[s];
-    if constexpr (sizeof(Value) == 1) weight *= value_scales[s];
-    soon.keep_up<4 * kVectors * sizeof(Value)>(s);
-    for (int i = 0; i < kVectors; i++) acc[i] = vfmaq_n_f32(acc[i], load_value(values + 4 * i), weight);
+  for (int s = 0; s < length; s += 16) {
+    if (sizeof(Value) == 1 && first == 0) soon.fetch();
+    const uint8_t* scales = at;
+    const Value* values = reinterpret_cast<const Value*>(at + kScaleBytes<Value>) + first;
+    at += kScaleBytes<Value> + 16 * dim * sizeof(Value);
+    for (int row = 0, rows = std::min(16, length - s); row < rows; row++, values += dim) {
+      float weight = p[s + row];
+      if constexpr (sizeof(Value) == 1) weight *= load_float(scales + 4 * row);
+      soon.keep_up<4 * kVectors * sizeof(Value)>(row);
+      for (int i = 0; i < kVectors; i++) acc[i] = vfmaq_n_f32(acc[i], load_value(values + 4 * i), weight);
+    }
   }
-  for (int i = 0; i < kVectors; i++) vst1q_f32(out + 4 * i, vmulq_n_f32(acc[i], factor));
+  for (int i = 0; i < kVectors; i++) vst1q_f32(out + first + 4 * i, vmulq_n_f32(acc[i], factor));
 }
 
 template <class Value>
-void mix(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-         float* out, Soon& soon) {
-  const Value* v = static_cast<const Value*>(values);
+void mix(const float* p, const uint8_t* values, int head_dim, int length, float factor, float* out, Soon& soon) {
   int d = 0;  // head_dim is a multiple of 4
-  for (; d + 64 <= head_dim; d += 64)
-    mix_vectors<Value, 16>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
-  for (; d + 16 <= head_dim; d += 16)
-    mix_vectors<Value, 4>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
-  for (; d + 4 <= head_dim; d += 4)
-    mix_vectors<Value, 1>(p, v + d, value_scales, head_dim, length, factor, out + d, soon);
+  for (; d + 64 <= head_dim; d += 64) mix_vectors<Value, 16>(p, values, d, head_dim, length, factor, out, soon);
+  for (; d + 16 <= head_dim; d += 16) mix_vectors<Value, 4>(p, values, d, head_dim, length, factor, out, soon);
+  for (; d + 4 <= head_dim; d += 4) mix_vectors<Value, 1>(p, values, d, head_dim, length, factor, out, soon);
 }
 
 constexpr Kernels kNeon = {

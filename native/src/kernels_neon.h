@@ -232,11 +232,13 @@ struct Supers {  // Q6K
 };
 
 template <class Isa>
-void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores, Soon& soon) {
+void scores_int8(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon& soon) {
   const int last = (length - 1) / 16 * 16;
-  const uint8_t* at = static_cast<const uint8_t*>(keys) - size_t(head_dim) * size_t(last + 16);
+  const uint8_t* at = keys - size_t(head_dim + 4) * size_t(last + 16);
   for (int s = last; s >= 0; s -= 16) {
+    soon.fetch();
+    const float* key_scales = reinterpret_cast<const float*>(at);
+    at += 64;
     typename Isa::Sum sums[4] = {};
     for (int d = 0; d < head_dim; d += 4, at += 64) {
       soon.fetch();
@@ -247,7 +249,7 @@ void scores_int8(const Query& query, const void* keys, const float* key_scales, 
       }
     }
     for (int quad = 0; quad < 4; quad++) {
-      const float32x4_t scale = vmulq_n_f32(vld1q_f32(key_scales + s + 4 * quad), query.scale);
+      const float32x4_t scale = vmulq_n_f32(vld1q_f32(key_scales + 4 * quad), query.scale);
       vst1q_f32(scores + s + 4 * quad, vmulq_f32(vcvtq_f32_s32(Isa::total(sums[quad])), scale));
     }
   }

@@ -185,11 +185,11 @@ void to_half(const float* x, int n, uint16_t* out) {
 
 float as_float(uint16_t value) { return half_to_float(value); }
 float as_float(float value) { return value; }
+float as_float(int8_t value) { return value; }
 
 template <class Key>
-void scores_float(const Query& query, const void* keys, const float*, int head_dim, int length, float* scores,
-                  Soon&) {
-  const Key* block = static_cast<const Key*>(keys) - 16 * head_dim;
+void scores_float(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon&) {
+  const Key* block = reinterpret_cast<const Key*>(keys) - 16 * head_dim;
   for (int s = 0; s < length; s += 16, block -= 16 * head_dim)
     for (int lane = 0; lane < 16; lane++) {
       float acc = 0;
@@ -198,14 +198,15 @@ void scores_float(const Query& query, const void* keys, const float*, int head_d
     }
 }
 
-void scores_int8(const Query& query, const void* keys, const float* key_scales, int head_dim, int length,
-                 float* scores, Soon&) {
-  const uint8_t* block = static_cast<const uint8_t*>(keys) - 16 * head_dim;
-  for (int s = 0; s < length; s += 16, block -= 16 * head_dim)
+void scores_int8(const Query& query, const uint8_t* keys, int head_dim, int length, float* scores, Soon&) {
+  const int block_bytes = kScaleBytes<int8_t> + 16 * head_dim;
+  const uint8_t* block = keys - block_bytes;
+  for (int s = 0; s < length; s += 16, block -= block_bytes)
     for (int lane = 0; lane < 16; lane++) {
+      const uint8_t* codes = block + kScaleBytes<int8_t> + 4 * lane;
       int32_t dot = 0;
-      for (int d = 0; d < head_dim; d++) dot += (block[64 * (d / 4) + 4 * lane + d % 4] - 128) * query.q[d];
-      scores[s + lane] = static_cast<float>(dot) * (key_scales[s + lane] * query.scale);
+      for (int d = 0; d < head_dim; d++) dot += (codes[64 * (d / 4) + d % 4] - 128) * query.q[d];
+      scores[s + lane] = static_cast<float>(dot) * (load_float(block + 4 * lane) * query.scale);
     }
 }
 
@@ -222,27 +223,16 @@ float softmax(float* scores, int length) {
 }
 
 template <class Value>
-void mix_float(const float* p, const void* values, const float*, int head_dim, int length, float factor, float* out,
-               Soon&) {
-  const Value* v = static_cast<const Value*>(values);
-  for (int d = 0; d < head_dim; d++) {
+void mix(const float* p, const uint8_t* values, int head_dim, int length, float factor, float* out, Soon&) {
+  const size_t dim = static_cast<size_t>(head_dim), block_bytes = kScaleBytes<Value> + 16 * dim * sizeof(Value);
+  for (size_t d = 0; d < dim; d++) {
     float acc = 0;
-    for (int s = 0; s < length; s++)
-      acc = std::fma(p[s], as_float(v[static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d)]),
-                     acc);
-    out[d] = acc * factor;
-  }
-}
-
-void mix_int8(const float* p, const void* values, const float* value_scales, int head_dim, int length, float factor,
-              float* out, Soon&) {
-  const int8_t* v = static_cast<const int8_t*>(values);
-  for (int d = 0; d < head_dim; d++) {
-    float acc = 0;
-    for (int s = 0; s < length; s++)
-      acc = std::fma(
-          p[s] * value_scales[s],
-          static_cast<float>(v[static_cast<size_t>(s) * static_cast<size_t>(head_dim) + static_cast<size_t>(d)]), acc);
+    for (size_t s = 0; s < static_cast<size_t>(length); s++) {
+      const uint8_t* block = values + s / 16 * block_bytes;
+      const Value* rows = reinterpret_cast<const Value*>(block + kScaleBytes<Value>);
+      const float weight = sizeof(Value) == 1 ? p[s] * load_float(block + 4 * (s % 16)) : p[s];
+      acc = std::fma(weight, as_float(rows[s % 16 * dim + d]), acc);
+    }
     out[d] = acc * factor;
   }
 }
@@ -258,7 +248,7 @@ constexpr Kernels kScalar = {
     to_half,
     {scores_float<uint16_t>, scores_int8, scores_float<float>},
     softmax,
-    {mix_float<uint16_t>, mix_int8, mix_float<float>},
+    {mix<uint16_t>, mix<int8_t>, mix<float>},
 };
 
 }  // namespace

@@ -292,12 +292,16 @@ void compare_to_half(const Kernels& table) {
 
 // ---- attention ----
 
-void fill_cache(int type, void* data, size_t count, bool extreme) {
-  for (size_t i = 0; i < count; i++) {
-    if (type == 0) static_cast<uint16_t*>(data)[i] = any_scale();
-    if (type == 1)
-      static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(extreme ? (i % 3 == 0 ? 1 : 255) : any(1, 255));
-    if (type == 2) static_cast<float*>(data)[i] = any_float(2.0f);
+// Blocks of so many bytes, each with its scales at its beginning.
+void fill_cache(int type, uint8_t* data, size_t bytes, size_t width, size_t block, size_t scales, bool extreme) {
+  const auto put = [&](size_t at, auto value) { std::memcpy(data + at, &value, sizeof value); };
+  for (size_t at = 0; at < bytes;) {
+    const bool scale = at % block < scales;
+    if (scale) put(at, any_float(0.05f));
+    if (type == 0) put(at, any_scale());
+    if (type == 1 && !scale) put(at, static_cast<uint8_t>(extreme ? (at % 3 == 0 ? 1 : 255) : any(1, 255)));
+    if (type == 2) put(at, any_float(2.0f));
+    at += scale ? 4 : width;
   }
 }
 
@@ -332,13 +336,14 @@ void compare_attention(const Kernels& table, int type, int head_dim, int length)
   const size_t slack = size_t(any(0, 3)), dim = size_t(head_dim), used = size_t(length);
   const size_t whole = (used + 15) / 16 * 16, width = type == 0 ? 2 : type == 1 ? 1 : 4;
   const bool extreme = any(0, 3) == 0;
-  Guarded<uint8_t> keys(whole * dim * width, slack * width), values(used * dim * width, slack * width);
-  const uint8_t* keys_end = keys.data() + whole * dim * width;
-  fill_cache(type, keys.data(), whole * dim, extreme);
-  fill_cache(type, values.data(), used * dim, extreme);
-  Guarded<float> key_scales(whole, slack), value_scales(used, slack), x(dim, slack);
-  for (size_t i = 0; i < whole; i++) key_scales.data()[i] = any_float(0.05f);
-  for (size_t i = 0; i < used; i++) value_scales.data()[i] = any_float(0.05f);
+  const size_t scales = type == 1 ? 64 : 0, block = scales + 16 * dim * width;
+  const size_t key_bytes = whole / 16 * block, rows_of_last = (used - 1) % 16 + 1;
+  const size_t value_bytes = (used - 1) / 16 * block + scales + rows_of_last * dim * width;
+  Guarded<uint8_t> keys(key_bytes, slack * width), values(value_bytes, slack * width);
+  const uint8_t* keys_end = keys.data() + key_bytes;
+  fill_cache(type, keys.data(), key_bytes, width, block, scales, extreme);
+  fill_cache(type, values.data(), value_bytes, width, block, scales, extreme);
+  Guarded<float> x(dim, slack);
   Guarded<int8_t> q(dim, slack);
   int32_t sum = 0;
   for (size_t d = 0; d < dim; d++) {
@@ -352,10 +357,10 @@ void compare_attention(const Kernels& table, int type, int head_dim, int length)
   Pair<float> scores(whole, slack);
   Soon nothing;
   Wanted wanted;
-  scalar.scores[type](query, keys_end, key_scales.data(), head_dim, length, scores.want.data(), nothing);
-  table.scores[type](query, keys_end, key_scales.data(), head_dim, length, scores.got.data(), wanted.soon);
+  scalar.scores[type](query, keys_end, head_dim, length, scores.want.data(), nothing);
+  table.scores[type](query, keys_end, head_dim, length, scores.got.data(), wanted.soon);
   const int of_keys = wanted.fetched();
-  if (head_dim % 64 == 0) wanted.expect(table, whole * dim * width, 0);
+  if (head_dim % 64 == 0) wanted.expect(table, key_bytes, 0);
   scores.compare("scores" + sizes);
 
   Pair<float> total(1, slack);
@@ -367,9 +372,9 @@ void compare_attention(const Kernels& table, int type, int head_dim, int length)
   std::copy_n(scores.want.data(), used, p.data());
   Pair<float> out(dim, slack);
   const float factor = 1.0f / total.want.data()[0];
-  scalar.mix[type](p.data(), values.data(), value_scales.data(), head_dim, length, factor, out.want.data(), nothing);
-  table.mix[type](p.data(), values.data(), value_scales.data(), head_dim, length, factor, out.got.data(), wanted.soon);
-  if (head_dim % 64 == 0) wanted.expect(table, used * dim * width, of_keys);
+  scalar.mix[type](p.data(), values.data(), head_dim, length, factor, out.want.data(), nothing);
+  table.mix[type](p.data(), values.data(), head_dim, length, factor, out.got.data(), wanted.soon);
+  if (head_dim % 64 == 0) wanted.expect(table, value_bytes, of_keys);
   out.compare("mix" + sizes);
 }
 
