@@ -35,8 +35,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             monkeypatch.setattr(module, name, value, raising=False)
     for name, value in {"DECODED": 4, "BANDWIDTH_BYTES": 1 << 22, "BANDWIDTH_SECONDS": 0.01}.items():
         monkeypatch.setattr(setting, name, value)
-    monkeypatch.setattr(rounds, "judge", lambda taken, of_best, probes: [""] * len(taken))
-    monkeypatch.setattr(rounds, "placements", lambda taken: [False] * len(taken))
+    monkeypatch.setattr(rounds, "judge", lambda taken, *_: [""] * len(taken))
+    monkeypatch.setattr(rounds, "placements", lambda taken, *_: [False] * len(taken))
     return str(path)
 
 

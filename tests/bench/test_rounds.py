@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mobillama.bench.process import cpu_seconds
-from mobillama.bench.rounds import Measured, Round, Sides, interleave, judge, others, placements, read_cpu
+from mobillama.bench.rounds import Measured, Placement, Round, Sides, interleave, judge, others, placements, read_cpu
 from mobillama.errors import MeasurementError
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -200,6 +200,38 @@ def test_the_first_placement_with_enough_clean_rounds_gives_the_figures(tmp_path
     told = found.tree()
     assert told["round_trip_ns"] == 335
     assert told["elsewhere"] == {"clean": 1, "round_trip_ns": 57, "speeds": {"a": 4.0}}
+
+
+@pytest.mark.parametrize(("placement", "trip", "speeds"), [("near", 57, [4.0, 4.0]), ("far", 335, [2.0, 1.0])])
+def test_rounds_wait_for_the_placement_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: Placement, trip: int, speeds: list[float]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    machine = Machine(tmp_path)
+    # Looked at until a round begins, then in it before the turn and after it.
+    trips = {
+        "near": [NEAR, NEAR, NEAR, FAR, FAR, NEAR, NEAR, NEAR],
+        "far": [NEAR, FAR, FAR, FAR, NEAR, NEAR, FAR, FAR, NEAR, FAR, FAR, FAR],
+    }
+    left = iter(trips[placement])
+    side = machine.side([1, 1, 1] if placement == "near" else [1, 2, 3, 4], [])
+    sides = Sides({"a": side}, {"a": side.turn}, round_trip=lambda: next(left))
+    found = interleave("test", sides, 2, placement=placement, of_best=0, proc=tmp_path)
+    assert found.speeds("a") == speeds
+    assert found.tree()["round_trip_ns"] == trip
+    assert list(left) == []
+    assert len(found.discarded) == (0 if placement == "near" else 1)
+
+
+def test_a_placement_that_does_not_come_or_cannot_be_seen_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobillama.bench.rounds.PATIENCE", 0.0)
+    side = Machine(tmp_path).side([1, 1], [])
+    with pytest.raises(MeasurementError, match=r"not far from each other within 0 s .*57 to 57 ns"):
+        interleave("test", Sides({"a": side}, {"a": side.turn}, round_trip=lambda: NEAR), 1, placement="far")
+    with pytest.raises(MeasurementError, match="no round trip between cores is measured"):
+        interleave("test", Sides({"a": side}, {"a": side.turn}), 1, placement="near")
 
 
 def test_too_few_clean_rounds_is_an_error_that_counts_and_names_them(tmp_path: Path) -> None:

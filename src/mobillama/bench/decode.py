@@ -14,6 +14,7 @@ from typing import Any
 
 from mobillama.bench import footprint, machine, peers, speed
 from mobillama.bench.notes import notes
+from mobillama.bench.rounds import Placement
 from mobillama.bench.setting import FOLDER, Setting, new_file, save
 from mobillama.bench.speed import Section
 from mobillama.errors import InputError, MeasurementError
@@ -52,7 +53,11 @@ LIMITS = {"first-token-0.5b-q4_0": (0.6, 0.3), "idle-0.5b-q4_0": (1.0, 1.0)}  # 
 
 
 def measure(
-    against: str = "llama.cpp", rows: Sequence[str] = (), rounds: int = 5, folder: Path = FOLDER
+    against: str = "llama.cpp",
+    rows: Sequence[str] = (),
+    rounds: int = 5,
+    folder: Path = FOLDER,
+    placement: Placement = "any",
 ) -> dict[str, Any]:
     """The chosen sections (default: all that the peer has), their result saved in `folder`.
 
@@ -61,7 +66,7 @@ def measure(
     Errors: InputError for an unknown peer or section, or a peer that is not built.
     """
     chosen = choose(against, rows)
-    setting = Setting(against, rounds, folder)
+    setting = Setting(against, rounds, folder, placement)
     return run(
         "decode",
         setting,

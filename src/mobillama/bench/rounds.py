@@ -5,7 +5,8 @@ time per token made it slower than 80% of its best round. What was thrown away i
 
 The cores of a virtual machine may change places: at times they share a cache and a way to memory, at times they do not,
 which shows in how long a word takes from one to the other and back, and can double the speed of memory. Rounds of one
-placement are compared with each other only; the one that has enough clean rounds first gives the figures.
+placement are compared with each other only; the one that has enough clean rounds first gives the figures. Where one
+placement is asked for, every round waits until the cores are there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mobillama.bench.process import PROC, cpu_seconds
 from mobillama.errors import MeasurementError
@@ -26,7 +27,9 @@ OTHERS = 0.05  # share of all cores that others may take in a round
 OF_BEST = 0.80  # a side's median speed in a round, against that of its best round
 ATTEMPTS = 5  # rounds tried for each one wanted
 MOVED = 2.0  # times the shortest round trip seen: from there on the cores are elsewhere
+PATIENCE = 300.0  # seconds that a round waits for the placement that is asked for
 
+Placement = Literal["any", "near", "far"]  # near: the cores share a cache
 Turn = Callable[[], list[float]]
 
 
@@ -108,35 +111,74 @@ def _nanoseconds(rounds: list[Round]) -> int:
     return round(1e9 * statistics.median(trip for each in rounds for trip in each.trips))
 
 
-def interleave(what: str, sides: Sides, wanted: int, *, of_best: float = OF_BEST, proc: Path = PROC) -> Measured:
+def interleave(
+    what: str,
+    sides: Sides,
+    wanted: int,
+    *,
+    placement: Placement = "any",
+    of_best: float = OF_BEST,
+    proc: Path = PROC,
+) -> Measured:
     """`wanted` clean rounds of one placement, the order turning round by round; one more before them warms up.
 
     of_best = 0: the second reason to discard does not hold (where the state to measure is itself unsteady).
-    Error: MeasurementError if ATTEMPTS x wanted rounds do not hold as many clean ones.
+    Error: MeasurementError if ATTEMPTS x wanted rounds do not hold as many clean ones, or the cores do not come to the
+    placement that is asked for.
     """
     for turn in sides.turns.values():
         turn()
     rounds: list[Round] = []
     names = list(sides.turns)
     most = 0
+    seen: list[float] = []
     for attempt in range(ATTEMPTS * wanted):
         at = attempt % len(names)
+        if placement != "any":
+            wait_for(placement, sides.round_trip, seen)
         rounds.append(take(sides, names[at:] + names[:at], proc))
-        places, faults = placements(rounds), judge(rounds, of_best, sides.probes)
+        seen += rounds[-1].trips
+        least = min(seen, default=0.0)
+        places, faults = placements(rounds, least), judge(rounds, of_best, sides.probes, least)
         clean = {
             place: [each for each, fault, own in zip(rounds, faults, places, strict=True) if not fault and own == place]
             for place in (False, True)
         }
-        most = max(len(each) for each in clean.values())
+        most = max(len(each) for place, each in clean.items() if placement in ("any", "far" if place else "near"))
         speeds = ", ".join(f"{name} {rounds[-1].typical(name):.4g}" for name in names)
         print(f"{what}: {most} clean rounds of {wanted}, {len(rounds)} taken; {speeds}", file=sys.stderr)
         if most == wanted:
-            far = len(clean[True]) == wanted
+            far = placement == "far" or (placement == "any" and len(clean[True]) == wanted)
             return Measured(clean[far], [fault for fault in faults if fault], clean[not far])
     raise MeasurementError(
         f"{what}: {most} clean rounds of {len(rounds)}, expected {wanted}; thrown away: "
         f"{'; '.join(fault for fault in faults if fault)}. End what else runs on this machine and measure again"
     )
+
+
+def wait_for(
+    placement: Literal["near", "far"], round_trip: Callable[[], float] | None, seen: list[float], pause: float = 0.1
+) -> None:
+    """Return when the cores are placed so; every round trip looked at is added to `seen`.
+
+    Errors: MeasurementError if they are not so within PATIENCE, or if nothing tells where they are.
+    """
+    if round_trip is None:
+        raise MeasurementError(
+            f"no round trip between cores is measured here; expected one to wait for {placement} cores: "
+            "measure with two threads or more, or any placement"
+        )
+    end = time.monotonic() + PATIENCE
+    while True:
+        seen.append(round_trip())
+        if (seen[-1] > MOVED * min(seen)) == (placement == "far"):
+            return
+        if time.monotonic() > end:
+            raise MeasurementError(
+                f"the cores were not {placement} from each other within {PATIENCE:.0f} s (from one to the other and "
+                f"back: {1e9 * min(seen):.0f} to {1e9 * max(seen):.0f} ns); measure with any placement"
+            )
+        time.sleep(pause)
 
 
 def take(sides: Sides, order: list[str], proc: Path = PROC) -> Round:
@@ -163,9 +205,13 @@ def take(sides: Sides, order: list[str], proc: Path = PROC) -> Round:
     return taken
 
 
-def placements(rounds: list[Round]) -> list[bool | None]:
-    """For every round whether its cores were far from each other; None: they moved during it."""
-    least = min((trip for each in rounds for trip in each.trips), default=0.0)
+def placements(rounds: list[Round], least: float | None = None) -> list[bool | None]:
+    """For every round whether its cores were far from each other; None: they moved during it.
+
+    least: the shortest round trip seen, if others than these rounds' were looked at.
+    """
+    if least is None:
+        least = min((trip for each in rounds for trip in each.trips), default=0.0)
     found: list[bool | None] = []
     for each in rounds:
         far = [trip > MOVED * least for trip in each.trips]
@@ -173,9 +219,11 @@ def placements(rounds: list[Round]) -> list[bool | None]:
     return found
 
 
-def judge(rounds: list[Round], of_best: float = OF_BEST, probes: Collection[str] = ()) -> list[str]:
+def judge(
+    rounds: list[Round], of_best: float = OF_BEST, probes: Collection[str] = (), least: float | None = None
+) -> list[str]:
     """For every round why it is thrown away, or "": a later, faster round can condemn an earlier one."""
-    places = placements(rounds)
+    places = placements(rounds, least)
     faults = []
     for number, (each, place) in enumerate(zip(rounds, places, strict=True), 1):
         reasons = [f"others took {each.others:.1%} of the CPU"] if each.others > OTHERS else []

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mobillama.bench import engines, machine, peers
 from mobillama.bench.process import Process
-from mobillama.bench.rounds import OF_BEST, Computing, Measured, Sides, Turn, interleave
+from mobillama.bench.rounds import OF_BEST, Computing, Measured, Placement, Sides, Turn, interleave
 from mobillama.config import ModelConfig, read_recipe
 from mobillama.errors import InputError
 from mobillama.manifest import partial_path
@@ -42,6 +42,7 @@ class Setting:
     against: str
     rounds: int = 5
     folder: Path = FOLDER
+    placement: Placement = "any"  # of the cores, in which rounds count
     peers_folder: Path = peers.FOLDER
     threads: int = field(default_factory=machine.cores)
     models: dict[str, Any] = field(default_factory=dict)  # what was measured: files, shapes, load seconds
@@ -52,6 +53,8 @@ class Setting:
             raise InputError(f"no peer {self.against!r} for decoding; the peers are: {', '.join(PEERS)}")
         if self.rounds < 1:
             raise InputError(f"rounds={self.rounds}; expected 1 or more")
+        if self.placement not in get_args(Placement):
+            raise InputError(f"placement={self.placement!r}; expected one of: {', '.join(get_args(Placement))}")
         if self.against == "llama.cpp":
             peers.python_of(self.against, self.peers_folder)  # built, or an error before anything is measured
 
@@ -179,7 +182,7 @@ class Setting:
         sides = Sides(
             processes, {name: turn for name, (_, turn) in turns.items()}, beside, frozenset({MEMORY}), round_trip=trip
         )
-        return interleave(what, sides, self.rounds * parts, of_best=of_best)
+        return interleave(what, sides, self.rounds * parts, placement=self.placement, of_best=of_best)
 
 
 def plain(preset: str) -> str:

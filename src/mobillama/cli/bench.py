@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -157,6 +157,9 @@ def bench_eval(
 Rounds = Annotated[int, typer.Option(min=1, help="Clean rounds to measure.")]
 Rows = Annotated[str, typer.Option(metavar="A,B", help="Only these parts, by the beginnings of their rows' names.")]
 Folder = Annotated[Path, typer.Option(help="Folder of the files measured and of the results.")]
+Placed = Annotated[
+    Literal["any", "near", "far"], typer.Option(help="Of the cores, in which rounds count; near: they share a cache.")
+]
 FOLDER = Path("artefacts/bench")
 Peer = Annotated[str, typer.Option(help="The peer to measure beside: llama.cpp or transformers.")]
 
@@ -166,6 +169,7 @@ def bench_decode(
     against: Peer = "llama.cpp",
     rows: Rows = "",
     rounds: Rounds = 5,
+    placement: Placed = "any",
     folder: Folder = FOLDER,
     as_json: Json = False,
 ) -> None:
@@ -178,7 +182,7 @@ def bench_decode(
     from mobillama.bench import decode as bench
 
     chosen = tuple(filter(None, (name.strip() for name in rows.split(","))))
-    show_engine_bench(bench.measure(against, chosen, rounds, folder), as_json)
+    show_engine_bench(bench.measure(against, chosen, rounds, folder, placement), as_json)
 
 
 @bench_app.command("prefill")
