@@ -96,8 +96,9 @@ def test_a_bench_says_what_was_reached_and_what_failed(monkeypatch: pytest.Monke
         return result() if len(asked) == 1 else result(failed={"memory": "too busy"})
 
     monkeypatch.setattr(decode, "measure", measure)
-    shown = call("bench", "decode", "--rows", "a, b", "--rounds", "7", "--folder", str(tmp_path))
-    assert asked == [("llama.cpp", ("a", "b"), 7, tmp_path)]
+    chosen = ["--rows", "a, b", "--rounds", "7", "--placement", "far", "--folder", str(tmp_path)]
+    shown = call("bench", "decode", *chosen)
+    assert asked == [("llama.cpp", ("a", "b"), 7, tmp_path, "far")]
     fast, slow, *rest = shown.stdout.splitlines()
     assert "ratio 3.000" in fast and "must 2.50, goal 3.50: reached" in fast
     assert "at most 0.6, goal 0.3: missed" in slow
