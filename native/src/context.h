@@ -29,7 +29,9 @@ class KvCache {
 
   // Layouts as in kernels.h. A head of one sequence and layer is known by where its keys end and its values begin.
   uint8_t* head(int sequence, int layer, int head) const {
-    return memory_.data() + static_cast<size_t>((sequence * layers_ + layer) * heads_ + head) * head_bytes() + plane();
+    const size_t of_layer = static_cast<size_t>(sequence) * static_cast<size_t>(layers_) + static_cast<size_t>(layer);
+    const size_t index = of_layer * static_cast<size_t>(heads_) + static_cast<size_t>(head);
+    return memory_.data() + index * head_bytes() + plane();
   }
   size_t head_bytes() const { return 2 * plane(); }  // from a head to the next one
   size_t block_bytes() const { return scale_bytes_ + kKvBlock * row_bytes(); }
