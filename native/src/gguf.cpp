@@ -129,7 +129,7 @@ void Gguf::read_tensors(Cursor& cursor, uint64_t count) {
     const TypeInfo* info = type <= uint32_t(std::numeric_limits<int32_t>::max()) ? type_info(int32_t(type)) : nullptr;
     if (info == nullptr) {
       fail(MOBILLAMA_UNSUPPORTED,
-           "%s: %s has type %u (%s); this engine knows F32, F16, BF16, Q4_0, Q5_0, Q8_0 and Q6_K", path, what.c_str(),
+           "%s: %s has type %u (%s); this engine knows F32, F16, BF16, Q4_0, Q5_0, Q8_0, Q3_K and Q6_K", path, what.c_str(),
            type, format_type_name(type));
     }
     tensor.type = TensorType(type);

@@ -15,7 +15,7 @@ namespace mobillama {
 
 constexpr int kPanelRows = 16;  // rows computed side by side
 constexpr int kGroup = 32;      // weights (and activations) that share a scale
-constexpr int kSuper = 256;     // weights of a Q6_K block
+constexpr int kSuper = 256;     // weights of a Q3_K or Q6_K block
 constexpr int kMaxHeadDim = 256;
 
 // How a matrix lies in memory. Panels of 16 rows, one after the other; rows past the last one are zero. "Column group"
@@ -32,8 +32,13 @@ constexpr int kMaxHeadDim = 256;
 //   as
 //     in Q4 and 2 x 64 bytes: block b, bits 2i and 2i + 1 are bits 4 and 5 of column group 4b + i.
 //     weight = scale * int8 of its sixteenth * (code - 32).
-enum class Layout : uint8_t { F32, F16, BF16, Q4, Q5, Q8, Q6K };
-constexpr int kLayouts = 7;
+//   Q3K (1,824 for 16 x 256): as Q6K, but per 32 columns 3 x 64 bytes. Block b: bits 0 to 2 are column group b, bits 3
+//   to 5
+//     column group 4 + b. Bits 6 and 7: of block 0 the upper two bits of column group 3, of block 1 those of column
+//     group 7, of block 2 the lowest bit of column group 3 and that of 7.
+//     weight = scale * int8 of its sixteenth * (code - 4).
+enum class Layout : uint8_t { F32, F16, BF16, Q4, Q5, Q8, Q3K, Q6K };
+constexpr int kLayouts = 8;
 
 constexpr bool is_float(Layout layout) { return layout <= Layout::BF16; }
 
@@ -101,7 +106,7 @@ struct Activations {
 
 // y[t * stride + row] for the rows of panels [begin, end) and tokens t in [0, n). Rows of padding are written too.
 //   int8 layouts: acc = 0; for each group in order: acc = fma(float(dot), w_scale * x_scale, acc), dot exact in int32
-//     (Q6K: dot = sum over its two sixteenths of int8 * dot, w_scale its f16).
+//     (Q3K and Q6K: dot = sum over its two sixteenths of int8 * dot, w_scale its f16).
 //   float layouts: four accumulators, column c goes to c % 4 in order: a = fma(w, x, a); y = (a0 + a1) + (a2 + a3).
 using Multiply = void (*)(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride);
 

@@ -243,7 +243,7 @@ void mix(const float* p, const uint8_t* values, int head_dim, int length, float 
 constexpr Kernels kAvx2 = {
     "avx2",
     {multiply<Floats<Layout::F32>>, multiply<Floats<Layout::F16>>, multiply<Floats<Layout::BF16>>, multiply<Groups<Q4>>,
-     multiply<Groups<Q5>>, multiply<Groups<Q8>>, multiply<Supers>},
+     multiply<Groups<Q5>>, multiply<Groups<Q8>>, multiply<Supers<Q3>>, multiply<Supers<Q6>>},
     quantize,
     rms_norm,
     swiglu,

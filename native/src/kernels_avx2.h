@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstring>
 
 #include "kernels.h"
@@ -176,32 +177,56 @@ struct Groups {
   }
 };
 
-struct Supers {  // Q6K
-  static constexpr int kBlock = 4, kTile = 384;
+// ---- codes of half a tile of 32 columns: unpack gives its four column groups of 8 rows; so many products of them fit
+// an int16 ----
 
-  // dots[t] = sum over both sixteenths of (its scale) * (code - 32) . q, for 8 rows.
+struct Q6 {
+  static constexpr int kTile = 384, kOffset = 32, kProducts = 2;  // 2 x 2 x 63 x 127 = 32,004
+  static void unpack(const uint8_t* tile, int sixteenth, int half, __m256i codes[4]) {
+    const __m256i two_bits = _mm256_set1_epi8(0x30), bits = load(tile + 256 + 64 * sixteenth + 32 * half);
+    const __m256i shifted[4] = {_mm256_slli_epi16(bits, 4), _mm256_slli_epi16(bits, 2), bits,
+                                _mm256_srli_epi16(bits, 2)};
+    for (int i = 0; i < 4; i++) {
+      const Nibbles nibbles(tile, i, half);
+      codes[i] = _mm256_or_si256(sixteenth == 0 ? nibbles.low : nibbles.high, _mm256_and_si256(shifted[i], two_bits));
+    }
+  }
+};
+struct Q3 {
+  static constexpr int kTile = 192, kOffset = 4, kProducts = 4;  // 4 x 2 x 7 x 127 = 7,112
+  static void unpack(const uint8_t* tile, int sixteenth, int half, __m256i codes[4]) {
+    const __m256i three_bits = _mm256_set1_epi8(7);
+    __m256i blocks[3];
+    for (int b = 0; b < 3; b++) {
+      blocks[b] = load(tile + 64 * b + 32 * half);
+      codes[b] = _mm256_and_si256(sixteenth == 0 ? blocks[b] : _mm256_srli_epi16(blocks[b], 3), three_bits);
+    }
+    const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(blocks[sixteenth], 5), _mm256_set1_epi8(6));
+    codes[3] = _mm256_or_si256(
+        upper, _mm256_and_si256(_mm256_srli_epi16(blocks[2], sixteenth == 0 ? 6 : 7), _mm256_set1_epi8(1)));
+  }
+};
+
+template <class Codes>
+struct Supers {
+  static constexpr int kBlock = 4, kTile = Codes::kTile;
+
+  // dots[t] = sum over both sixteenths of (its scale) * (code - kOffset) . q, for 8 rows.
   template <int kTokens>
   static void dot(const uint8_t* tile, const uint8_t* scales, int half, const int8_t* const q[kTokens],
                   const int32_t* const half_sum[kTokens], __m256i dots[kTokens]) {
     const __m128i first = load_bytes8(scales + 8 * half), second = load_bytes8(scales + 16 + 8 * half);
-    const __m256i two_bits = _mm256_set1_epi8(0x30);
     for (int b = 0; b < 2; b++) {
       const __m128i own = b == 0 ? first : second;
       const __m256i own_twice = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(own, own));  // a pair of int16 for each row
-      const __m256i bits = load(tile + 256 + 64 * b + 32 * half);
-      const __m256i shifted[4] = {_mm256_slli_epi16(bits, 4), _mm256_slli_epi16(bits, 2), bits,
-                                  _mm256_srli_epi16(bits, 2)};
-      for (int i = 0; i < 4; i += 2) {
-        __m256i codes[2];
-        for (int k = 0; k < 2; k++) {
-          const Nibbles nibbles(tile, i + k, half);
-          codes[k] = _mm256_or_si256(b == 0 ? nibbles.low : nibbles.high, _mm256_and_si256(shifted[i + k], two_bits));
-        }
+      __m256i codes[4];
+      Codes::unpack(tile, b, half, codes);
+      for (int i = 0; i < 4; i += Codes::kProducts) {
         for (int t = 0; t < kTokens; t++) {
           const int8_t* at = q[t] + 16 * b + 4 * i;
-          const __m256i sums =
-              _mm256_add_epi16(_mm256_maddubs_epi16(codes[0], broadcast4(at)),
-                               _mm256_maddubs_epi16(codes[1], broadcast4(at + 4)));  // 2 x 2 x 63 x 127 = 32,004
+          __m256i sums = _mm256_maddubs_epi16(codes[i], broadcast4(at));
+          for (int k = 1; k < Codes::kProducts; k++)
+            sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes[i + k], broadcast4(at + 4 * k)));
           const __m256i scaled = _mm256_madd_epi16(sums, own_twice);
           dots[t] = b == 0 && i == 0 ? scaled : _mm256_add_epi32(dots[t], scaled);
         }
@@ -212,13 +237,15 @@ struct Supers {  // Q6K
       const uint32_t pair = (static_cast<uint32_t>(half_sum[t][0]) & 0xffff) | static_cast<uint32_t>(half_sum[t][1])
                                                                                    << 16;
       const __m256i offset = _mm256_madd_epi16(both, _mm256_set1_epi32(static_cast<int32_t>(pair)));
-      dots[t] = _mm256_sub_epi32(dots[t], _mm256_slli_epi32(offset, 5));
+      dots[t] = _mm256_sub_epi32(dots[t], _mm256_slli_epi32(offset, std::countr_zero(unsigned{Codes::kOffset})));
     }
   }
 
   template <int kTokens, bool kStream>
   static void run(const Panels& w, const uint8_t* block, const Activations& x, int first, float* y, size_t stride) {
-    constexpr int kGroups = kSuper / kGroup, kBytes = 3360;
+    constexpr int kGroups = kSuper / kGroup, kBytes = 288 + kGroups * kTile;
+    constexpr bool kFetch = kTokens == 1 && !kStream;
+    Soon soon = kFetch && x.soon != nullptr ? *x.soon : Soon{};
     const int groups = w.cols / kGroup;
     __m256 acc[kTokens][2];
     const int8_t* q[kTokens];
@@ -235,6 +262,7 @@ struct Supers {  // Q6K
       const int inside = g % kGroups;
       const uint8_t* tile = block + 288 + kTile * inside;
       if constexpr (kStream) prefetch_ahead<kTile>(tile);
+      if constexpr (kFetch) soon.fetch();
       for (int half = 0; half < 2; half++) {
         __m256i dots[kTokens];
         dot<kTokens>(tile, block + 32 + 32 * inside, half, q, half_sum, dots);
@@ -247,6 +275,7 @@ struct Supers {  // Q6K
       for (int t = 0; t < kTokens; t++) q[t] += kGroup, half_sum[t] += 2;
       if (inside == kGroups - 1) block += kBytes;
     }
+    if (kFetch && x.soon != nullptr) *x.soon = soon;
     for (int t = 0; t < kTokens; t++)
       for (int half = 0; half < 2; half++) _mm256_storeu_ps(y + size_t(first + t) * stride + 8 * half, acc[t][half]);
   }

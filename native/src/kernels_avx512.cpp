@@ -140,51 +140,113 @@ inline void panel_groups(const uint8_t* tile, size_t panel_bytes, int groups, co
       _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride + kPanelRows * p, acc[p][t]);
 }
 
-template <int kTokens, bool kStream>
-inline void panel_q6k(const uint8_t* block, int groups, const Activations& x, int first, float* y, size_t stride) {
-  constexpr int kGroups = kSuper / kGroup, kBytes = 3360;
-  __m512 acc[kTokens];
+// ---- unsigned codes of half a tile of 32 columns: its four column groups, those before the last times 2^kShift[half],
+// the last times 2^kLastShift[half] ----
+
+struct Q6 {
+  static constexpr int kTile = 384, kOffset = 32, kShift[2] = {0, 0}, kLastShift[2] = {0, 0};
+  template <int kHalf>
+  static void unpack(const uint8_t* tile, __m512i codes[4]) {
+    const __m512i two_bits = _mm512_set1_epi8(0x30), bits = _mm512_loadu_si512(tile + 256 + 64 * kHalf);
+    const __m512i shifted[4] = {_mm512_slli_epi16(bits, 4), _mm512_slli_epi16(bits, 2), bits,
+                                _mm512_srli_epi16(bits, 2)};
+    for (int j = 0; j < 4; j++) {
+      __m512i nibbles[2];
+      unpack_nibbles(tile, j, nibbles[0], nibbles[1]);
+      codes[j] = _mm512_or_si512(nibbles[kHalf], _mm512_and_si512(shifted[j], two_bits));
+    }
+  }
+};
+struct Q3 {  // where the bits lie: shifts of dot products take the place of shifts of codes
+  static constexpr int kTile = 192, kOffset = 4, kShift[2] = {0, 3}, kLastShift[2] = {5, 5};
+  template <int kHalf>
+  static void unpack(const uint8_t* tile, __m512i codes[4]) {
+    const __m512i own = _mm512_set1_epi8(kHalf == 0 ? 7 : 7 << 3);
+    const __m512i upper = _mm512_set1_epi8(-64), lowest = _mm512_set1_epi8(32);
+    __m512i blocks[3];
+    for (int b = 0; b < 3; b++) {
+      blocks[b] = _mm512_loadu_si512(tile + 64 * b);
+      codes[b] = _mm512_and_si512(blocks[b], own);
+    }
+    const __m512i low = _mm512_and_si512(_mm512_srli_epi16(blocks[2], kHalf + 1), lowest);
+    codes[3] = _mm512_ternarylogic_epi32(blocks[kHalf], upper, low, 0xea);  // (block & upper) | low
+  }
+};
+
+// As panel_groups.
+template <class Codes, int kTokens, int kPanels, bool kStream>
+inline void panel_supers(const uint8_t* block, size_t panel_bytes, int groups, const Activations& x, int first,
+                         float* y, size_t stride) {
+  constexpr int kGroups = kSuper / kGroup, kBytes = 288 + kGroups * Codes::kTile;
+  constexpr int kEach = kBytes / kGroups;  // to fetch beside each tile: scales too
+  __m512 acc[kPanels][kTokens];
   size_t at[kTokens];
   for (int t = 0; t < kTokens; t++) {
-    acc[t] = _mm512_setzero_ps();
+    for (int p = 0; p < kPanels; p++) acc[p][t] = _mm512_setzero_ps();
     at[t] = static_cast<size_t>(first + t) * static_cast<size_t>(groups);
   }
-  const __m512i two_bits = _mm512_set1_epi8(0x30);
+  constexpr bool kFetch = kTokens == 1 && !kStream;
+  Soon soon = kFetch && x.soon != nullptr ? *x.soon : Soon{};
   for (int g = 0; g < groups; block += kBytes) {
-    const __m512 weight_scale = load_scales(block);
+    __m512 weight_scale[kPanels];
+    for (int p = 0; p < kPanels; p++) weight_scale[p] = load_scales(block + static_cast<size_t>(p) * panel_bytes);
+    const bool within = (groups - g) / kGroups * kBytes > kAheadPair;
     for (int inside = 0; inside < kGroups; inside++, g++) {
-      const uint8_t* tile = block + 288 + 384 * inside;
-      if constexpr (kTokens == 1) prefetch_tile<384, kStream>(tile);
-      __m512i codes[8];
-      for (int j = 0; j < 4; j++) unpack_nibbles(tile, j, codes[j], codes[j + 4]);
-      for (int b = 0; b < 2; b++) {
-        const __m512i bits = _mm512_loadu_si512(tile + 256 + 64 * b);
-        codes[4 * b] = _mm512_or_si512(codes[4 * b], _mm512_and_si512(_mm512_slli_epi16(bits, 4), two_bits));
-        codes[4 * b + 1] = _mm512_or_si512(codes[4 * b + 1], _mm512_and_si512(_mm512_slli_epi16(bits, 2), two_bits));
-        codes[4 * b + 2] = _mm512_or_si512(codes[4 * b + 2], _mm512_and_si512(bits, two_bits));
-        codes[4 * b + 3] = _mm512_or_si512(codes[4 * b + 3], _mm512_and_si512(_mm512_srli_epi16(bits, 2), two_bits));
+      const uint8_t* tile = block + 288 + Codes::kTile * inside;
+      const uint8_t* here = block + kEach * inside;
+      if constexpr (kTokens == 1 && kPanels == 1) prefetch_tile<kEach, kStream>(here);
+      if constexpr (kTokens == 1 && kPanels > 1) {
+        const uint8_t* ahead = here + kAheadPair + (within ? 0 : (kPanels - 1) * panel_bytes);
+        for (int p = 0; p < kPanels; p++, ahead += panel_bytes)
+          for (int line = 0; line < kEach; line += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(ahead) + line, _MM_HINT_T1);
       }
-      __m512i sixteenth[2];
-      for (int b = 0; b < 2; b++)
-        sixteenth[b] =
-            _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 32 + 32 * inside + 16 * b)));
-      for (int t = 0; t < kTokens; t++) {
-        const size_t here = at[t] + static_cast<size_t>(g);
-        const int8_t* q = x.q + here * kGroup;
-        __m512i dots[2];
-        for (int b = 0; b < 2; b++) {
-          dots[b] = _mm512_set1_epi32(-32 * x.half_sum[2 * here + static_cast<size_t>(b)]);
-          for (int j = 0; j < 4; j++)
-            dots[b] = _mm512_dpbusd_epi32(dots[b], codes[4 * b + j], broadcast4(q + 16 * b + 4 * j));
+      if constexpr (kFetch)
+        for (int p = 0; p < kPanels; p++) soon.fetch();
+      __m512i dot[kPanels][kTokens];
+      const auto half = [&]<int kHalf>() {
+        constexpr int kShift = Codes::kShift[kHalf], kLastShift = Codes::kLastShift[kHalf];
+        __m512i codes[kPanels][4], scale[kPanels];
+        for (int p = 0; p < kPanels; p++) {
+          Codes::template unpack<kHalf>(tile + static_cast<size_t>(p) * panel_bytes, codes[p]);
+          const uint8_t* scales = block + static_cast<size_t>(p) * panel_bytes + 32 + 32 * inside + 16 * kHalf;
+          scale[p] = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
         }
-        const __m512i dot =
-            _mm512_add_epi32(_mm512_mullo_epi32(dots[0], sixteenth[0]), _mm512_mullo_epi32(dots[1], sixteenth[1]));
-        acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(weight_scale, _mm512_set1_ps(x.scale[here])),
-                                 acc[t]);
+        for (int t = 0; t < kTokens; t++) {
+          const size_t group = at[t] + static_cast<size_t>(g);
+          const int8_t* q = x.q + group * kGroup + 16 * kHalf;
+          const int32_t offset = -(Codes::kOffset << kShift) * x.half_sum[2 * group + kHalf];
+          __m512i sum[kPanels], last[kPanels];
+          for (int p = 0; p < kPanels; p++) sum[p] = _mm512_set1_epi32(offset), last[p] = _mm512_setzero_si512();
+          for (int j = 0; j < 4; j++) {
+            const __m512i four = broadcast4(q + 4 * j);
+            for (int p = 0; p < kPanels; p++) {
+              __m512i& to = j < 3 || kLastShift == kShift ? sum[p] : last[p];
+              to = _mm512_dpbusd_epi32(to, codes[p][j], four);
+            }
+          }
+          for (int p = 0; p < kPanels; p++) {
+            if constexpr (kShift > 0) sum[p] = _mm512_srai_epi32(sum[p], kShift);
+            if constexpr (kLastShift != kShift)
+              sum[p] = _mm512_add_epi32(sum[p], _mm512_srai_epi32(last[p], kLastShift));
+            const __m512i scaled = _mm512_mullo_epi32(sum[p], scale[p]);
+            dot[p][t] = kHalf == 0 ? scaled : _mm512_add_epi32(dot[p][t], scaled);
+          }
+        }
+      };
+      half.template operator()<0>();
+      half.template operator()<1>();
+      for (int t = 0; t < kTokens; t++) {
+        const __m512 scale = _mm512_set1_ps(x.scale[at[t] + static_cast<size_t>(g)]);
+        for (int p = 0; p < kPanels; p++)
+          acc[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][t]), _mm512_mul_ps(weight_scale[p], scale), acc[p][t]);
       }
     }
   }
-  for (int t = 0; t < kTokens; t++) _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride, acc[t]);
+  if (kFetch && x.soon != nullptr) *x.soon = soon;
+  for (int t = 0; t < kTokens; t++)
+    for (int p = 0; p < kPanels; p++)
+      _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride + kPanelRows * p, acc[p][t]);
 }
 
 template <Layout kLayout>
@@ -238,11 +300,16 @@ struct Groups {
     panel_groups<Codes, kTokens, 2, false>(panel, w.panel_bytes, w.cols / kGroup, x, first, y, stride);
   }
 };
+template <class Codes>
 struct Supers {
-  static constexpr int kBlock = 8;
+  static constexpr int kBlock = 8, kPairBlock = 1;
   template <int kTokens, bool kStream>
   static void run(const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
-    panel_q6k<kTokens, kStream>(panel, w.cols / kGroup, x, first, y, stride);
+    panel_supers<Codes, kTokens, 1, kStream>(panel, w.panel_bytes, w.cols / kGroup, x, first, y, stride);
+  }
+  template <int kTokens>
+  static void pair(const Panels& w, const uint8_t* panel, const Activations& x, int first, float* y, size_t stride) {
+    panel_supers<Codes, kTokens, 2, false>(panel, w.panel_bytes, w.cols / kGroup, x, first, y, stride);
   }
 };
 template <Layout kLayout>
@@ -484,7 +551,7 @@ void mix(const float* p, const uint8_t* values, int head_dim, int length, float 
 constexpr Kernels kAvx512 = {
     "avx512",
     {multiply<Floats<Layout::F32>>, multiply<Floats<Layout::F16>>, multiply<Floats<Layout::BF16>>, multiply<Groups<Q4>>,
-     multiply<Groups<Q5>>, multiply<Groups<Q8>>, multiply<Supers>},
+     multiply<Groups<Q5>>, multiply<Groups<Q8>>, multiply<Supers<Q3>>, multiply<Supers<Q6>>},
     quantize,
     rms_norm,
     swiglu,

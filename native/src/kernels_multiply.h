@@ -3,7 +3,7 @@
 //
 // `Kind` has kBlock, the most tokens at once, and run<kTokens, kStream>(w, panel, x, first token, y, stride), which
 // writes the panel's 16 rows of tokens first to first + kTokens - 1. It may have kPairBlock and pair<kTokens>(...),
-// which do so for a panel and the next, for several tokens or where both panels are resident.
+// which do so for a panel and the next, where both panels are resident or, if kPairBlock is above 1, for several tokens.
 #pragma once
 
 #include "kernels.h"
@@ -27,7 +27,7 @@ void multiply(const Panels& w, int begin, int end, const Activations& x, int n, 
     const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
     float* out = y + size_t(p) * kPanelRows;
     if constexpr (requires { Kind::kPairBlock; })
-      if (p + 1 < end && (n > 1 || (w.is_resident(p) && w.is_resident(p + 1)))) {
+      if (p + 1 < end && (n > 1 ? Kind::kPairBlock > 1 : w.is_resident(p) && w.is_resident(p + 1))) {
         in_blocks<Kind::kPairBlock>(
             n, [&]<int kTokens>(int first) { Kind::template pair<kTokens>(w, panel, x, first, out, stride); });
         p++;

@@ -163,33 +163,56 @@ struct Groups {
   }
 };
 
-template <class Isa>
-struct Supers {  // Q6K
-  static constexpr int kBlock = Isa::kBlock, kTile = 384;
+// ---- codes of half a tile of 32 columns: unpack gives its four column groups of 4 rows ----
 
-  // The sixteenth kHalf of a tile: dots[t][quad] += (its scale) * (code - 32) . q.
+struct Q6 {
+  static constexpr int kTile = 384, kOffset = 32;
+  template <int kHalf>
+  static void unpack(const uint8_t* tile, int quad, uint8x16_t codes[4]) {
+    const uint8x16_t two_bits = vdupq_n_u8(0x30), bits = vld1q_u8(tile + 256 + 64 * kHalf + 16 * quad);
+    const uint8x16_t shifted[4] = {vshlq_n_u8(bits, 4), vshlq_n_u8(bits, 2), bits, vshrq_n_u8(bits, 2)};
+    for (int i = 0; i < 4; i++) {
+      const Nibbles nibbles(tile, i, quad);
+      codes[i] = vorrq_u8(kHalf == 0 ? nibbles.low : nibbles.high, vandq_u8(shifted[i], two_bits));
+    }
+  }
+};
+struct Q3 {
+  static constexpr int kTile = 192, kOffset = 4;
+  template <int kHalf>
+  static void unpack(const uint8_t* tile, int quad, uint8x16_t codes[4]) {
+    uint8x16_t blocks[3];
+    for (int b = 0; b < 3; b++) {
+      blocks[b] = vld1q_u8(tile + 64 * b + 16 * quad);
+      codes[b] = vandq_u8(kHalf == 0 ? blocks[b] : vshrq_n_u8(blocks[b], 3), vdupq_n_u8(7));
+    }
+    const uint8x16_t lowest = vandq_u8(vshrq_n_u8(blocks[2], 6 + kHalf), vdupq_n_u8(1));
+    codes[3] = vorrq_u8(vshlq_n_u8(vshrq_n_u8(blocks[kHalf], 6), 1), lowest);
+  }
+};
+
+template <class Isa, class Codes>
+struct Supers {
+  static constexpr int kBlock = Isa::kBlock, kTile = Codes::kTile;
+
+  // The sixteenth kHalf of a tile: dots[t][quad] += (its scale) * (code - kOffset) . q.
   template <int kHalf, int kTokens>
   static void add(const uint8_t* tile, const uint8_t* scales, const int8_t* const q[kTokens],
                   const int32_t* const half_sum[kTokens], int32x4_t dots[kTokens][4]) {
     const int8x16_t bytes = vld1q_s8(reinterpret_cast<const int8_t*>(scales + 16 * kHalf));
     const int16x8_t words[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
-    const uint8x16_t two_bits = vdupq_n_u8(0x30);
     for (int quad = 0; quad < 4; quad++) {
       Sums<Isa, kTokens> sums;
-      const uint8x16_t bits = vld1q_u8(tile + 256 + 64 * kHalf + 16 * quad);
-      const uint8x16_t shifted[4] = {vshlq_n_u8(bits, 4), vshlq_n_u8(bits, 2), bits, vshrq_n_u8(bits, 2)};
-      const auto codes = [&](int i) {
-        const Nibbles nibbles(tile, i, quad);
-        return as_signed(vorrq_u8(kHalf == 0 ? nibbles.low : nibbles.high, vandq_u8(shifted[i], two_bits)));
-      };
+      uint8x16_t codes[4];
+      Codes::template unpack<kHalf>(tile, quad, codes);
       unroll<2>([&](auto pair) {
-        sums.template add<pair>(codes(2 * pair), codes(2 * pair + 1), q, 16 * kHalf);
+        sums.template add<pair>(as_signed(codes[2 * pair]), as_signed(codes[2 * pair + 1]), q, 16 * kHalf);
       });
-      sums.widen();  // 4 groups x 63 x 127 = 32,004
+      sums.widen();  // of Q6 4 groups x 63 x 127 = 32,004
       const int32x4_t scale =
           quad % 2 == 0 ? vmovl_s16(vget_low_s16(words[quad / 2])) : vmovl_high_s16(words[quad / 2]);
       for (int t = 0; t < kTokens; t++) {
-        const int32x4_t dot = vsubq_s32(sums.total(t), vdupq_n_s32(32 * half_sum[t][kHalf]));
+        const int32x4_t dot = vsubq_s32(sums.total(t), vdupq_n_s32(Codes::kOffset * half_sum[t][kHalf]));
         dots[t][quad] = vmlaq_s32(dots[t][quad], dot, scale);
       }
     }
@@ -197,7 +220,7 @@ struct Supers {  // Q6K
 
   template <int kTokens, bool kStream>
   static void run(const Panels& w, const uint8_t* block, const Activations& x, int first, float* y, size_t stride) {
-    constexpr int kGroups = kSuper / kGroup, kBytes = 3360;
+    constexpr int kGroups = kSuper / kGroup, kBytes = 288 + kGroups * kTile;
     const int groups = w.cols / kGroup;
     float32x4_t acc[kTokens][4];
     const int8_t* q[kTokens];

@@ -11,7 +11,8 @@ Kernels with_dot_products() {
   kernels.multiply[static_cast<int>(Layout::Q4)] = multiply<Groups<Dot, Q4>>;
   kernels.multiply[static_cast<int>(Layout::Q5)] = multiply<Groups<Dot, Q5>>;
   kernels.multiply[static_cast<int>(Layout::Q8)] = multiply<Groups<Dot, Q8>>;
-  kernels.multiply[static_cast<int>(Layout::Q6K)] = multiply<Supers<Dot>>;
+  kernels.multiply[static_cast<int>(Layout::Q3K)] = multiply<Supers<Dot, Q3>>;
+  kernels.multiply[static_cast<int>(Layout::Q6K)] = multiply<Supers<Dot, Q6>>;
   kernels.scores[1] = scores_int8<Dot>;
   return kernels;
 }

@@ -42,7 +42,8 @@ Kernels with_matrices() {
   kernels.multiply[static_cast<int>(Layout::Q4)] = multiply<Groups<Matrix, Q4>>;
   kernels.multiply[static_cast<int>(Layout::Q5)] = multiply<Groups<Matrix, Q5>>;
   kernels.multiply[static_cast<int>(Layout::Q8)] = multiply<Groups<Matrix, Q8>>;
-  kernels.multiply[static_cast<int>(Layout::Q6K)] = multiply<Supers<Matrix>>;
+  kernels.multiply[static_cast<int>(Layout::Q3K)] = multiply<Supers<Matrix, Q3>>;
+  kernels.multiply[static_cast<int>(Layout::Q6K)] = multiply<Supers<Matrix, Q6>>;
   return kernels;
 }
 

@@ -92,13 +92,26 @@ void multiply_groups(const Panels& w, int begin, int end, const Activations& x, 
       }
 }
 
-int code_q6(const uint8_t* tile, int c, int row) {  // tile: 256 bytes of nibbles, 128 of two bits each
-  const int group = c / 4;
-  return nibble(tile, c, row) | (tile[256 + 64 * (group / 4) + 4 * row + c % 4] >> (2 * (group % 4)) & 3) << 4;
-}
+struct Q6 {  // 256 bytes of nibbles, 128 of two bits each
+  static constexpr int kTile = 384, kOffset = 32;
+  static int code(const uint8_t* tile, int c, int row) {
+    const int group = c / 4;
+    return nibble(tile, c, row) | (tile[256 + 64 * (group / 4) + 4 * row + c % 4] >> (2 * (group % 4)) & 3) << 4;
+  }
+};
+struct Q3 {
+  static constexpr int kTile = 192, kOffset = 4;
+  static int code(const uint8_t* tile, int c, int row) {
+    const int group = c / 4, half = group / 4;
+    const uint8_t* at = tile + 4 * row + c % 4;
+    if (group % 4 < 3) return at[64 * (group % 4)] >> (3 * half) & 7;
+    return (at[64 * half] >> 6) << 1 | (at[128] >> (6 + half) & 1);
+  }
+};
 
-void multiply_q6k(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) {
-  constexpr int kGroups = kSuper / kGroup, kBytes = 3360;
+template <class Codes>
+void multiply_supers(const Panels& w, int begin, int end, const Activations& x, int n, float* y, size_t stride) {
+  constexpr int kGroups = kSuper / kGroup, kBytes = 288 + kGroups * Codes::kTile;
   const int groups = w.cols / kGroup;
   for (int panel = begin; panel < end; panel++)
     for (int t = 0; t < n; t++)
@@ -108,11 +121,11 @@ void multiply_q6k(const Panels& w, int begin, int end, const Activations& x, int
         for (int g = 0; g < groups; g++) {
           const int inside = g % kGroups;
           const uint8_t* scales = block + 32 + 32 * inside;
-          const uint8_t* tile = block + 288 + 384 * inside;
+          const uint8_t* tile = block + 288 + Codes::kTile * inside;
           const size_t at = static_cast<size_t>(t) * static_cast<size_t>(groups) + static_cast<size_t>(g);
           int32_t dots[2] = {};
           for (int c = 0; c < kGroup; c++)
-            dots[c / 16] += (code_q6(tile, c, row) - 32) * x.q[at * kGroup + static_cast<size_t>(c)];
+            dots[c / 16] += (Codes::code(tile, c, row) - Codes::kOffset) * x.q[at * kGroup + static_cast<size_t>(c)];
           const int32_t dot =
               static_cast<int8_t>(scales[row]) * dots[0] + static_cast<int8_t>(scales[16 + row]) * dots[1];
           acc = std::fma(static_cast<float>(dot), load_half(block + 2 * row) * x.scale[at], acc);
@@ -240,7 +253,7 @@ void mix(const float* p, const uint8_t* values, int head_dim, int length, float 
 constexpr Kernels kScalar = {
     "scalar",
     {multiply_float<Layout::F32>, multiply_float<Layout::F16>, multiply_float<Layout::BF16>, multiply_groups<Q4>,
-     multiply_groups<Q5>, multiply_groups<Q8>, multiply_q6k},
+     multiply_groups<Q5>, multiply_groups<Q8>, multiply_supers<Q3>, multiply_supers<Q6>},
     quantize,
     rms_norm,
     swiglu,

@@ -5,7 +5,9 @@
 namespace mobillama {
 namespace {
 
-constexpr int kTileQ4 = 288, kTileQ5 = 352, kTileQ8 = 544, kBlockQ6K = 3360;
+constexpr int kTileQ4 = 288, kTileQ5 = 352, kTileQ8 = 544, kTileQ3K = 192, kTileQ6K = 384;
+// Of a block of 256 columns: scales, then those of the sixteenths, then its tiles.
+constexpr int kSuperScales = 288, kBlockQ3K = kSuperScales + 8 * kTileQ3K, kBlockQ6K = kSuperScales + 8 * kTileQ6K;
 
 uint16_t read16(const uint8_t* at) {
   uint16_t value;
@@ -68,12 +70,41 @@ bool lay_q6k(const uint8_t* row, int index, int supers, uint8_t* panel) {
       const int half = c / 128, quarter = c % 128 / 32, l = c % 32;
       const int low = row[64 * half + 32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
       const int high = row[128 + 32 * half + l] >> (2 * quarter) & 3;
-      uint8_t* tile = panel + 288 + 384 * (c / kGroup);
+      uint8_t* tile = panel + kSuperScales + kTileQ6K * (c / kGroup);
       const int group = l / 4, at = 4 * index + l % 4;
       tile[64 * (group % 4) + at] |= static_cast<uint8_t>(low << (4 * (group / 4)));
       tile[256 + 64 * (group / 4) + at] |= static_cast<uint8_t>(high << (2 * (group % 4)));
     }
     finite &= put_scale(row + 208, index, panel);
+  }
+  return finite;
+}
+
+// Where a 3-bit code of column group `group` lies in a tile: from bit `shift` of block `block` on, or, in groups 3 and 7,
+// its upper two bits there and the lowest in block 2.
+struct ThreeBits {
+  int block, shift;
+  bool apart;  // the lowest bit lies in block 2, at bit 6 or 7
+  explicit ThreeBits(int group)
+      : block(group % 4 == 3 ? group / 4 : group % 4), shift(group % 4 == 3 ? 6 : 3 * (group / 4)), apart(group % 4 == 3) {}
+};
+
+// File: 32 bytes of third bits, 64 of low two bits, 12 of scales, then the f16 one. Run r of 32 columns has bit r of the
+// third bits and bits 2 (r % 4) and above of the low ones of its half.
+bool lay_q3k(const uint8_t* row, int index, int supers, uint8_t* panel) {
+  bool finite = true;
+  for (int s = 0; s < supers; s++, row += 110, panel += kBlockQ3K) {
+    for (int sixteenth = 0; sixteenth < 16; sixteenth++)
+      panel[32 + 16 * sixteenth + index] = static_cast<uint8_t>(q3_k_scale(row + 96, sixteenth));
+    for (int c = 0; c < kSuper; c++) {
+      const int run = c / kGroup, l = c % kGroup;
+      const int code = (row[32 + 32 * (run / 4) + l] >> (2 * (run % 4)) & 3) | (row[l] >> run & 1) << 2;
+      uint8_t* tile = panel + kSuperScales + kTileQ3K * run + 4 * index + l % 4;
+      const ThreeBits at(l / 4);
+      tile[64 * at.block] |= static_cast<uint8_t>((at.apart ? code >> 1 : code) << at.shift);
+      if (at.apart) tile[128] |= static_cast<uint8_t>((code & 1) << (6 + at.block));
+    }
+    finite &= put_scale(row + 108, index, panel);
   }
   return finite;
 }
@@ -106,6 +137,8 @@ Layout layout_of(TensorType type) {
       return Layout::Q5;
     case TensorType::Q8_0:
       return Layout::Q8;
+    case TensorType::Q3_K:
+      return Layout::Q3K;
     case TensorType::Q6_K:
       return Layout::Q6K;
   }
@@ -126,6 +159,8 @@ size_t panel_bytes(Layout layout, int cols) {
       return groups * kTileQ5;
     case Layout::Q8:
       return groups * kTileQ8;
+    case Layout::Q3K:
+      return static_cast<size_t>(cols / kSuper) * kBlockQ3K;
     case Layout::Q6K:
       return static_cast<size_t>(cols / kSuper) * kBlockQ6K;
   }
@@ -151,6 +186,9 @@ bool lay_out(TensorType type, const uint8_t* const rows[kPanelRows], int cols, u
       case Layout::Q8:
         finite &= lay_q8(rows[i], i, cols / kGroup, panel);
         break;
+      case Layout::Q3K:
+        finite &= lay_q3k(rows[i], i, cols / kSuper, panel);
+        break;
       case Layout::Q6K:
         finite &= lay_q6k(rows[i], i, cols / kSuper, panel);
         break;
@@ -169,6 +207,9 @@ void read_row(const Panels& panels, int row, float* out) {
     return c < 16 ? byte & 15 : byte >> 4;
   };
   const auto scale = [index](const uint8_t* scales) { return half_to_float(read16(scales + 2 * index)); };
+  const auto sixteenth_scale = [&](const uint8_t* block, int sixteenth) {
+    return scale(block) * static_cast<float>(static_cast<int8_t>(block[32 + 16 * sixteenth + index]));
+  };
   const int groups = panels.cols / kGroup;
   switch (panels.layout) {
     case Layout::Q4:
@@ -190,12 +231,23 @@ void read_row(const Panels& panels, int row, float* out) {
     case Layout::Q6K:
       for (int g = 0; g < groups; g++) {
         const uint8_t* block = panel + g / 8 * kBlockQ6K;
-        const uint8_t* tile = block + 288 + 384 * (g % 8);
+        const uint8_t* tile = block + kSuperScales + kTileQ6K * (g % 8);
         for (int c = 0; c < kGroup; c++) {
-          const int group = c / 4, sixteenth = 2 * (g % 8) + c / 16;
+          const int group = c / 4;
           const int high = tile[256 + 64 * (group / 4) + 4 * index + c % 4] >> (2 * (group % 4)) & 3;
-          const float wide = scale(block) * static_cast<float>(static_cast<int8_t>(block[32 + 16 * sixteenth + index]));
-          *out++ = wide * static_cast<float>((nibble(tile, c) | high << 4) - 32);
+          *out++ = sixteenth_scale(block, 2 * (g % 8) + c / 16) * static_cast<float>((nibble(tile, c) | high << 4) - 32);
+        }
+      }
+      return;
+    case Layout::Q3K:
+      for (int g = 0; g < groups; g++) {
+        const uint8_t* block = panel + g / 8 * kBlockQ3K;
+        for (int c = 0; c < kGroup; c++) {
+          const uint8_t* tile = block + kSuperScales + kTileQ3K * (g % 8) + 4 * index + c % 4;
+          const ThreeBits at(c / 4);
+          const int low = tile[128] >> (6 + at.block) & 1;
+          const int code = at.apart ? (tile[64 * at.block] >> 6) << 1 | low : tile[64 * at.block] >> at.shift & 7;
+          *out++ = sixteenth_scale(block, 2 * (g % 8) + c / 16) * static_cast<float>(code - 4);
         }
       }
       return;

@@ -150,36 +150,76 @@ void pack_q8_0(const int* q, uint8_t* out) {
   for (int j = 0; j < 32; ++j) out[j] = uint8_t(int8_t(q[j]));
 }
 
-// Q6_K: sixteen runs of 16 weights, the scale of each a whole multiple (-128 to 127) of the block's half.
-struct Q6Block {
+// Sixteen runs of 16 weights, the scale of each a whole multiple of the block's half.
+struct Q6 {
   static constexpr Grid grid{-32, 31};
+  static constexpr int least = -128, most = 127;  // multiples
+  // Of the largest scale. A smaller one moves all others: one of a few suits them best.
+  static constexpr int largest[] = {-128, -127, -126, -125, -124, -122, -120, -116};
+  static void pack(const int* q, const int* multiples, float unit, uint8_t* out) {
+    for (int half = 0; half < 2; ++half) {
+      const int* from = q + 128 * half;
+      for (int j = 0; j < 64; ++j)
+        out[64 * half + j] = uint8_t(((from[j] + 32) & 15) | ((from[j + 64] + 32) & 15) << 4);
+      for (int j = 0; j < 32; ++j) {
+        int high = 0;
+        for (int run = 0; run < 4; ++run) high |= (from[32 * run + j] + 32) >> 4 << (2 * run);
+        out[128 + 32 * half + j] = uint8_t(high);
+      }
+    }
+    for (int r = 0; r < 16; ++r) out[192 + r] = uint8_t(int8_t(multiples[r]));
+    store_half(unit, out + 208);
+  }
+};
+
+struct Q3 {
+  static constexpr Grid grid{-4, 3};
+  static constexpr int least = -32, most = 31;
+  static constexpr int largest[] = {-32, -31, -30, -29, -28, -27, -26, -25};
+  static void pack(const int* q, const int* multiples, float unit, uint8_t* out) {
+    std::memset(out, 0, 108);
+    for (int i = 0; i < 256; ++i) {
+      const int run = i / 32, j = i % 32, code = q[i] + 4;
+      out[j] |= uint8_t((code >> 2) << run);
+      out[32 + 32 * (run / 4) + j] |= uint8_t((code & 3) << (2 * (run % 4)));
+    }
+    for (int r = 0; r < 16; ++r) {
+      const int code = multiples[r] + 32;
+      out[96 + r % 8] |= uint8_t((code & 15) << (r < 8 ? 0 : 4));
+      out[104 + r % 4] |= uint8_t((code >> 4) << (2 * (r / 4)));
+    }
+    store_half(unit, out + 108);
+  }
+};
+
+template <class Kind>
+struct SuperBlock {
   std::vector<Block<16>> runs;
   float scales[16];  // the best of each run, were it free
   float unit = 0, error = std::numeric_limits<float>::infinity();
   int multiples[16];
 
-  Q6Block(const float* row, const float* importance) {
+  SuperBlock(const float* row, const float* importance) {
     const float most = most_important(importance, 256);
     float largest = 0;
     for (int r = 0; r < 16; ++r) {
       runs.emplace_back(row + 16 * r, importance == nullptr ? nullptr : importance + 16 * r, most);
-      scales[r] = runs.back().best_scale(grid, [](float scale) { return scale; });
+      scales[r] = runs.back().best_scale(Kind::grid, [](float scale) { return scale; });
       if (std::fabs(scales[r]) > std::fabs(largest)) largest = scales[r];
     }
-    // A smaller multiple for the largest scale moves all others: one of a few suits them best.
-    for (const int multiple : {-128, -127, -126, -125, -124, -122, -120, -116}) {
-      try_unit(to_half_and_back(largest / float(multiple)));
-    }
+    for (const int multiple : Kind::largest) try_unit(to_half_and_back(largest / float(multiple)));
   }
 
   void try_unit(float candidate) {
     int chosen[16];
     float total = 0;
+    constexpr int low = Kind::least, high = Kind::most;
     for (int r = 0; r < 16; ++r) {
-      const int about = candidate != 0 ? int(std::clamp(std::nearbyint(scales[r] / candidate), -128.0f, 127.0f)) : 0;
+      const int about =
+          candidate != 0 ? int(std::clamp(std::nearbyint(scales[r] / candidate), float(low), float(high))) : 0;
       float least = std::numeric_limits<float>::infinity();
-      for (int multiple = std::max(about - 1, -128); multiple <= std::min(about + 1, 127); ++multiple) {
-        const float now = runs[size_t(r)].error(candidate * float(multiple), grid);
+      for (int multiple = std::max(about - 1, low); multiple <= std::min(about + 1, high); ++multiple) {
+        const float now = runs[size_t(r)].error(candidate * float(multiple), Kind::grid);
         if (now < least) {
           least = now;
           chosen[r] = multiple;
@@ -196,21 +236,16 @@ struct Q6Block {
 
   void write(uint8_t* out) const {
     int q[256];
-    for (int r = 0; r < 16; ++r) runs[size_t(r)].integers(unit * float(multiples[r]), grid, q + 16 * r);
-    for (int half = 0; half < 2; ++half) {
-      const int* from = q + 128 * half;
-      for (int j = 0; j < 64; ++j)
-        out[64 * half + j] = uint8_t(((from[j] + 32) & 15) | ((from[j + 64] + 32) & 15) << 4);
-      for (int j = 0; j < 32; ++j) {
-        int high = 0;
-        for (int run = 0; run < 4; ++run) high |= (from[32 * run + j] + 32) >> 4 << (2 * run);
-        out[128 + 32 * half + j] = uint8_t(high);
-      }
-    }
-    for (int r = 0; r < 16; ++r) out[192 + r] = uint8_t(int8_t(multiples[r]));
-    store_half(unit, out + 208);
+    for (int r = 0; r < 16; ++r) runs[size_t(r)].integers(unit * float(multiples[r]), Kind::grid, q + 16 * r);
+    Kind::pack(q, multiples, unit, out);
   }
 };
+
+template <class Kind>
+void quantize_256(const float* row, int64_t cols, const float* importance, int bytes, uint8_t* out) {
+  for (int64_t i = 0; i < cols; i += 256, out += bytes)
+    SuperBlock<Kind>(row + i, importance == nullptr ? nullptr : importance + i).write(out);
+}
 
 uint16_t float_to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
@@ -226,6 +261,8 @@ float largest_weight(TensorType type) {
     case TensorType::Q4_0: return 8 * half;
     case TensorType::Q5_0: return 16 * half;
     case TensorType::Q8_0: return 127 * half;
+    // The largest scale over the least of its multiples must not be infinite, nor what a run of its own would like better.
+    case TensorType::Q3_K: return 4 * 22 * half;
     case TensorType::Q6_K: return 32 * 116 * half;
     case TensorType::F32: break;
   }
@@ -272,11 +309,8 @@ void quantize_row(TensorType type, const float* row, int64_t cols, const float* 
     case TensorType::Q4_0: return quantize_32(row, cols, importance, {-8, 7}, info->bytes, out, pack_q4_0);
     case TensorType::Q5_0: return quantize_32(row, cols, importance, {-16, 15}, info->bytes, out, pack_q5_0);
     case TensorType::Q8_0: return quantize_32(row, cols, importance, {-127, 127}, info->bytes, out, pack_q8_0);
-    case TensorType::Q6_K:
-      for (int64_t i = 0; i < cols; i += 256, out += info->bytes) {
-        Q6Block(row + i, importance == nullptr ? nullptr : importance + i).write(out);
-      }
-      return;
+    case TensorType::Q3_K: return quantize_256<Q3>(row, cols, importance, info->bytes, out);
+    case TensorType::Q6_K: return quantize_256<Q6>(row, cols, importance, info->bytes, out);
   }
 }
 

@@ -7,7 +7,7 @@ namespace mobillama {
 
 const TypeInfo* type_info(int32_t type) {
   static constexpr TypeInfo f32{"F32", 1, 4}, f16{"F16", 1, 2}, bf16{"BF16", 1, 2}, q4_0{"Q4_0", 32, 18},
-      q5_0{"Q5_0", 32, 22}, q8_0{"Q8_0", 32, 34}, q6_k{"Q6_K", 256, 210};
+      q5_0{"Q5_0", 32, 22}, q8_0{"Q8_0", 32, 34}, q3_k{"Q3_K", 256, 110}, q6_k{"Q6_K", 256, 210};
   switch (TensorType(type)) {
     case TensorType::F32: return &f32;
     case TensorType::F16: return &f16;
@@ -15,6 +15,7 @@ const TypeInfo* type_info(int32_t type) {
     case TensorType::Q4_0: return &q4_0;
     case TensorType::Q5_0: return &q5_0;
     case TensorType::Q8_0: return &q8_0;
+    case TensorType::Q3_K: return &q3_k;
     case TensorType::Q6_K: return &q6_k;
   }
   return nullptr;
@@ -102,7 +103,25 @@ void q6_k(const uint8_t* block, float* out) {
   }
 }
 
+// A block of 256: the third bits [32 bytes], low two bits [64], sixteen 6-bit scales plus 32 [12], a half. Runs of 32
+// weights: run r has bit r of the third bits, and bits 2 (r % 4) and above of its half's low bits.
+void q3_k(const uint8_t* block, float* out) {
+  const float scale = half_to_float(load_u16(block + 108));
+  for (int index = 0; index < 256; ++index) {
+    const int run = index / 32, j = index % 32;
+    const int bits =
+        (block[32 + 32 * (run / 4) + j] >> (2 * (run % 4)) & 3) | (block[j] >> run & 1) << 2;
+    const float run_scale = scale * float(q3_k_scale(block + 96, index / 16));
+    out[index] = run_scale * float(bits - 4);
+  }
+}
+
 }  // namespace
+
+int q3_k_scale(const uint8_t* scales, int run) {
+  const int low = scales[run % 8] >> (run < 8 ? 0 : 4) & 15, high = scales[8 + run % 4] >> (2 * (run / 4)) & 3;
+  return (low | high << 4) - 32;
+}
 
 void dequantize_row(TensorType type, const void* blocks, int64_t cols, float* out) {
   const uint8_t* in = static_cast<const uint8_t*>(blocks);
@@ -124,6 +143,9 @@ void dequantize_row(TensorType type, const void* blocks, int64_t cols, float* ou
       return;
     case TensorType::Q8_0:
       for (int64_t i = 0; i < cols; i += 32, in += 34) q8_0(in, out + i);
+      return;
+    case TensorType::Q3_K:
+      for (int64_t i = 0; i < cols; i += 256, in += 110) q3_k(in, out + i);
       return;
     case TensorType::Q6_K:
       for (int64_t i = 0; i < cols; i += 256, in += 210) q6_k(in, out + i);

@@ -91,6 +91,7 @@ size_t panel_bytes(Layout layout, int cols) {
     case Layout::Q4: return c / 32 * 288;
     case Layout::Q5: return c / 32 * 352;
     case Layout::Q8: return c / 32 * 544;
+    case Layout::Q3K: return c / 256 * 1824;
     case Layout::Q6K: return c / 256 * 3360;
   }
   return 0;
@@ -114,8 +115,8 @@ void fill_weights(Layout layout, Fill fill, uint8_t* data, size_t bytes) {
   const size_t tile = layout == Layout::Q4 ? 288 : layout == Layout::Q5 ? 352 : 544;
   if (layout == Layout::Q4 || layout == Layout::Q5 || layout == Layout::Q8)
     for (size_t i = 0; i < bytes; i += tile) set_scales(data + i + tile - 32);
-  if (layout == Layout::Q6K)
-    for (size_t i = 0; i < bytes; i += 3360) {
+  if (layout == Layout::Q3K || layout == Layout::Q6K)
+    for (size_t i = 0; i < bytes; i += layout == Layout::Q3K ? 1824 : 3360) {
       set_scales(data + i);
       if (fill == Fill::Low) std::memset(data + i + 32, 0x80, 256);
     }
@@ -182,7 +183,7 @@ void compare_all_multiply(const Kernels& table) {
   for (int index = 0; index < kLayouts; index++) {
     const Layout layout = static_cast<Layout>(index);
     const std::vector<int> sizes = is_float(layout)        ? std::vector{1, 2, 3, 5, 30, 64, 67, 256}
-                                   : layout == Layout::Q6K ? std::vector{256, 512, 2048}
+                                   : layout >= Layout::Q3K  ? std::vector{256, 512, 2048}
                                                            : std::vector{32, 64, 96, 256, 512, 2048};
     for (const int cols : sizes) {
       for (const int n : {1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 64})

@@ -150,7 +150,9 @@ std::vector<Draft> seeds() {
   using enum TensorType;
   const Model shared{"mobillama", 8, 32, 2, 2, 1, 32, 1, true, Q4_0, Q4_0, Q4_0, Q4_0, Q4_0, Q4_0, Q4_0, Q4_0, Q4_0};
   const Model dense{"llama", 6, 32, 1, 2, 1, 32, 1, false, F16, Q5_0, F16, Q8_0, Q4_0, Q4_0, Q5_0, Q4_0, F32};
-  // Q6_K takes rows of 256: a narrow model with a wide FFN has them in few bytes.
+  // Q6_K and Q3_K take rows of 256: a narrow model with a wide FFN has them in few bytes.
   const Model narrow{"mobillama", 5, 4, 2, 1, 1, 256, 1, false, BF16, F32, F16, BF16, F32, F16, BF16, Q6_K, F16};
-  return {Builder(shared).build(), Builder(dense).build(), Builder(narrow).build()};
+  Model three = narrow;
+  three.down = Q3_K;
+  return {Builder(shared).build(), Builder(dense).build(), Builder(narrow).build(), Builder(three).build()};
 }

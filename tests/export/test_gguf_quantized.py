@@ -15,9 +15,9 @@ from mobillama.export.gguf_file import quantize_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Largest relative L2 error of normal weights: the scales of least error give 0.081, 0.040, 0.017 and 0.0050,
-# the rule of the largest weight 0.086, 0.043 (and 0.0054 for q8_0), a wrong order of weights about 1.
-ERRORS = {"q4_0": 0.083, "q5_0": 0.0415, "q6_k": 0.0175, "q8_0": 0.0052}
+# Largest relative L2 error of normal weights: the scales of least error give 0.143, 0.081, 0.040, 0.017 and 0.0050,
+# the rule of the largest weight 0.154, 0.086, 0.043 (and 0.0054 for q8_0), a wrong order of weights about 1.
+ERRORS = {"q3_k": 0.146, "q4_0": 0.083, "q5_0": 0.0415, "q6_k": 0.0175, "q8_0": 0.0052}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}  # rows that blocks of 256 divide
 
 
@@ -63,6 +63,9 @@ def test_rows_that_blocks_do_not_divide_fall_back_by_name(tmp_path: Path) -> Non
     assert (found["blk.2.attn_v.weight"], found["blk.0.ffn_up.weight"]) == ("f16", "f16")  # rows of 48
     assert found["blk.0.ffn_down.weight"] == "q8_0"  # rows of 288
     assert said["fallbacks"]["blk.0.ffn_down.weight"] == "q8_0, because rows of 288 do not divide into blocks of q6_k"
+    quantize_model(folder, tmp_path / "low.gguf", "q3_k")
+    low = types(tmp_path / "low.gguf")
+    assert (low["blk.0.ffn_down.weight"], low["blk.0.ffn_up.weight"]) == ("q4_0", "f16")
     assert set(said["fallbacks"]) == {name for name in found if not name.removesuffix(".weight").endswith("norm")}
 
 

@@ -24,7 +24,7 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 PACKAGES = {COMPILER: "g++-aarch64-linux-gnu", EMULATOR: "qemu-user"}  # Debian's and Ubuntu's names
 # Processors that the emulator knows, and what the engine must choose on them.
 PROCESSORS = {"max": "neon-i8mm", "cortex-a76": "neon-dot", "cortex-a53": "neon"}
-TYPES = ("f32", "f16", "bf16", "q4_0", "q5_0", "q8_0", "q6_k")
+TYPES = ("f32", "f16", "bf16", "q4_0", "q5_0", "q8_0", "q3_k", "q6_k")
 
 
 @pytest.fixture(scope="module")

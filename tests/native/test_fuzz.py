@@ -102,14 +102,14 @@ def test_found_cases_get_a_status(driver: Path, case: Path) -> None:
 def test_the_gguf_package_reads_the_seeds_alike(driver: Path, tmp_path: Path) -> None:
     run(driver, "--write-seeds", str(tmp_path))
     seeds = sorted(tmp_path.iterdir())
-    assert len(seeds) == 3
+    assert len(seeds) == 4
     kinds = set()
     for seed in seeds:
         assert seed.stat().st_size <= 8192
         reader = gguf.GGUFReader(seed)
         kinds |= {tensor.tensor_type.name for tensor in reader.tensors}
         assert run(driver, "--replay", str(seed)) == f"{seed}: status 0\n"
-    assert kinds == {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q6_K"}
+    assert kinds == {"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K"}
 
 
 @pytest.mark.slow

@@ -12,8 +12,11 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 INVALID = 1
-TYPES = [Type.F32, Type.F16, Type.BF16, Type.Q4_0, Type.Q5_0, Type.Q8_0, Type.Q6_K]
-BLOCKS = [Type.Q4_0, Type.Q5_0, Type.Q8_0, Type.Q6_K]
+TYPES = [Type.F32, Type.F16, Type.BF16, Type.Q4_0, Type.Q5_0, Type.Q8_0, Type.Q3_K, Type.Q6_K]
+BLOCKS = [Type.Q4_0, Type.Q5_0, Type.Q8_0, Type.Q3_K, Type.Q6_K]
+# Types that the gguf package only decodes: runs of 16 with a whole multiple of one half as scale. The lowest integer
+# and the lowest multiple.
+SUPERS = {Type.Q3_K: (-4, -32), Type.Q6_K: (-32, -128)}
 
 
 class Door:
@@ -123,23 +126,24 @@ def weights(spread: str) -> np.ndarray:
 
 
 def by_the_largest(rows: np.ndarray, kind: Type) -> np.ndarray:
-    """Rows after rounding by the rule of the largest weight: the gguf package's, and for Q6_K, which it only decodes,
+    """Rows after rounding by the rule of the largest weight: the gguf package's, and for SUPERS, which it only decodes,
     the same rule for the sixteen scales and their half."""
-    if kind != Type.Q6_K:
+    if kind not in SUPERS:
         return gguf.quants.dequantize(gguf.quants.quantize(rows, kind), kind)
+    low, least = SUPERS[kind]
     runs = rows.reshape(-1, 16, 16).astype(np.float64)
-    scales = np.take_along_axis(runs, np.abs(runs).argmax(2, keepdims=True), 2) / -32
-    unit = np.take_along_axis(scales, np.abs(scales).argmax(1, keepdims=True), 1) / -128
+    scales = np.take_along_axis(runs, np.abs(runs).argmax(2, keepdims=True), 2) / low
+    unit = np.take_along_axis(scales, np.abs(scales).argmax(1, keepdims=True), 1) / least
     unit = unit.astype(np.float16).astype(np.float64)
     some = np.where(unit == 0, 1, unit)
-    steps = unit * np.clip(np.round(scales / some), -128, 127)
-    q = np.clip(np.round(runs / np.where(steps == 0, 1, steps)), -32, 31)
+    steps = unit * np.clip(np.round(scales / some), least, -least - 1)
+    q = np.clip(np.round(runs / np.where(steps == 0, 1, steps)), low, -low - 1)
     return (steps * q).reshape(rows.shape)
 
 
-# The bounds are for normal weights, where ours measures 0.884, 0.876, 0.863 and 0.794 of the rule's squared error.
+# The bounds are for normal weights: ours measures 0.884, 0.876, 0.863, 0.856 and 0.794 of the rule's squared error.
 @pytest.mark.parametrize(
-    ("kind", "most"), zip(BLOCKS, [0.90, 0.89, 0.88, 0.82], strict=True), ids=lambda value: str(value)
+    ("kind", "most"), zip(BLOCKS, [0.90, 0.89, 0.88, 0.87, 0.82], strict=True), ids=lambda value: str(value)
 )
 def test_scales_by_error_beat_scales_by_the_largest_weight(door: Door, kind: Type, most: float) -> None:
     for spread in ("normal", "outliers", "wide"):
@@ -153,7 +157,7 @@ def test_scales_by_error_beat_scales_by_the_largest_weight(door: Door, kind: Typ
             return ((rows.astype(np.float64) - other).reshape(-1, block) ** 2).sum(1)
 
         # The rule of the largest is one of the candidates: no block is worse, up to the float sums that compared them.
-        if kind != Type.Q6_K:
+        if kind not in SUPERS:
             assert np.all(squared(ours) <= squared(theirs) * (1 + 1e-5))
         gain = squared(ours).sum() / squared(theirs).sum()
         assert gain <= 1
@@ -183,11 +187,12 @@ def test_what_a_type_can_hold_comes_back_unchanged(door: Door, kind: Type) -> No
     random = np.random.default_rng(5)
     if kind in (Type.F32, Type.F16, Type.BF16):
         rows = random.integers(-127, 128, (8, 512)) * 2.0**-12
-    elif kind == Type.Q6_K:  # a whole multiple of one half for each 16 weights
-        multiples = random.integers(-128, 128, (8, 2, 16, 1))
-        multiples[:, :, 5] = -128
-        integers = random.integers(-32, 32, (8, 2, 16, 16))
-        integers[..., 3] = -32
+    elif kind in SUPERS:
+        low, least = SUPERS[kind]
+        multiples = random.integers(least, -least, (8, 2, 16, 1))
+        multiples[:, :, 5] = least
+        integers = random.integers(low, -low, (8, 2, 16, 16))
+        integers[..., 3] = low
         rows = (2.0**-16 * multiples * integers).reshape(8, 512)
     else:  # a half for each 32 weights
         low = {Type.Q4_0: -8, Type.Q5_0: -16, Type.Q8_0: -127}[kind]
@@ -207,12 +212,12 @@ def test_sixteen_bit_types_round_as_the_gguf_package_does(door: Door, kind: Type
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_the_largest_weights_fit_and_larger_ones_are_refused(door: Door, kind: Type) -> None:
     sizes = {Type.F32: 3.4028235e38, Type.F16: 65504, Type.BF16: 3.3895314e38, Type.Q4_0: 8 * 65504}
-    sizes |= {Type.Q5_0: 16 * 65504, Type.Q8_0: 127 * 65504, Type.Q6_K: 32 * 116 * 65504}
+    sizes |= {Type.Q5_0: 16 * 65504, Type.Q8_0: 127 * 65504, Type.Q3_K: 4 * 22 * 65504, Type.Q6_K: 32 * 116 * 65504}
     rows = np.zeros((1, 256), np.float32)
     for sign in (-1, 1):
         rows[0, 7] = sign * sizes[kind]
         back = door.dequantize(kind, door.quantize(kind, rows), 256)
-        assert np.allclose(back, rows, rtol=2**-3 if kind == Type.Q4_0 else 2**-4)
+        assert np.allclose(back, rows, rtol=2**-3 if kind in (Type.Q4_0, Type.Q3_K) else 2**-4)
     bad = [np.nan, np.inf, -np.inf] + ([] if kind == Type.F32 else [sizes[kind] * 1.001])
     for value in bad:
         rows[0, 7] = value

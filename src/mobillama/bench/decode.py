@@ -29,6 +29,7 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {
     "avx2": speed.avx2,
     "idle": footprint.idle,
     "decode-0.8b": speed.decode_eight,
+    "decode-0.8b-q3_k": speed.decode_eight_low,
     "decode-1.2b": speed.decode_base,
     "energy": footprint.energy,
 }
@@ -47,6 +48,8 @@ TARGETS = {
     "avx2-0.5b-q4_0": (0.6, 0.8),
     "decode-0.8b-q4_0": (1.8, 2.5),
     "decode-0.8b-q4_0-copies": (1.25, 1.5),
+    "decode-0.8b-q4_0-ffn-q3_k": (1.8, 2.5),
+    "decode-0.8b-q4_0-ffn-q3_k-copies": (1.25, 1.5),
     "decode-1.2b-q4_0": (1.2, 1.5),
 }
 LIMITS = {"first-token-0.5b-q4_0": (0.6, 0.3), "idle-0.5b-q4_0": (1.0, 1.0)}  # rows whose own figure must stay below

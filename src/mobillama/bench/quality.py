@@ -65,14 +65,17 @@ def cases(types: Sequence[str], *, tied: bool) -> list[Case]:
     if types:
         return [Case("Types", spec) for spec in types]
     kinds = [kind for kind in KINDS if not (tied and kind == "embedding")]
-    whole = ("bf16", "f16", "q8_0", "q6_k", "q5_0", "q4_0", DEFAULT)
-    finer = [("ffn", name) for name in ("q5_0", "q6_k", "q8_0")]
+    whole = ("bf16", "f16", "q8_0", "q6_k", "q5_0", "q4_0", "q3_k", DEFAULT)
+    finer = [("ffn", name) for name in ("q3_k", "q5_0", "q6_k", "q8_0")]
     finer += [(kind, name) for kind in kinds if kind != "ffn" for name in ("q6_k", "q8_0")]
     return [
         *(Case("Types", name, settings=name in OTHER_SETTINGS) for name in whole),
         *(Case("One kind of matrix rounded, the others not", f"f32,{kind}=q4_0") for kind in kinds),
-        *(Case("One kind of matrix in more bits than the others", f"q4_0,{kind}={name}") for kind, name in finer),
-        *(Case("Columns weighed by their inputs", name, calibrated=True) for name in ("q6_k", "q5_0", "q4_0", DEFAULT)),
+        *(Case("One kind of matrix in other bits than the others", f"q4_0,{kind}={name}") for kind, name in finer),
+        *(
+            Case("Columns weighed by their inputs", name, calibrated=True)
+            for name in ("q6_k", "q5_0", "q4_0", "q3_k", DEFAULT)
+        ),
     ]
 
 

@@ -24,6 +24,7 @@ from mobillama.runtime.library import library
 
 FOLDER = Path("artefacts/bench")
 TYPES = "q4_0"  # in every matrix, head included
+LOW = "q4_0,ffn=q3_k"  # for an FFN that is too large for the cache in 4 bits
 PROMPT, DECODED, CONTEXT = 128, 128, 512  # tokens: of the prompt, decoded after it, room for both
 PARTS = 4  # turns in which they are decoded, a round each
 PREFILLED = 256  # tokens of the prefill row
@@ -74,15 +75,15 @@ class Setting:
         numbers = random.Random(SEED)
         return [numbers.randrange(3, self.config(preset).vocab_size) for _ in range(count)]
 
-    def file(self, preset: str, architecture: Literal["mobillama", "llama"] = "mobillama") -> Path:
+    def file(self, preset: str, architecture: Literal["mobillama", "llama"] = "mobillama", types: str = TYPES) -> Path:
         """The GGUF file of a preset's random weights, written at the first use. llama: 22 copies, for llama.cpp."""
-        name = plain(preset)
-        path = self.folder / f"{name}-{TYPES}-{architecture}.gguf"
+        name = f"{plain(preset)}-{spelled(types)}"
+        path = self.folder / f"{name}-{architecture}.gguf"
         if not path.exists():
             from mobillama.export.gguf_file import quantize_model
 
             print(f"writing {path}", file=sys.stderr)
-            quantize_model(preset, path, TYPES, architecture=architecture)
+            quantize_model(preset, path, types, architecture=architecture)
         key = f"{name} as {architecture}"
         if key not in self.models:
             self.models[key] = machine.describe_file(path)
@@ -99,19 +100,27 @@ class Setting:
         isa: str = "",
         share_ffn: bool = True,
         resident_bytes: int = 0,
+        types: str = TYPES,
     ) -> Iterator[Process]:
         """Our engine with a preset open and a context made. isa: what MOBILLAMA_ISA forces; "" = nothing."""
         with Process("ours", engines.command("ours"), {"MOBILLAMA_ISA": isa} if isa else {}) as process:
-            file = str(self.file(preset))
+            file = str(self.file(preset, types=types))
             process.about = process.ask("open", file=file, share_ffn=share_ffn, resident_bytes=resident_bytes)
             process.ask("context", max_tokens=tokens, threads=self.threads, kv=kv, max_sequences=sequences)
             if share_ffn and not isa:
-                self.models[f"{plain(preset)} in our engine"] = process.about
+                self.models[f"{plain(preset)}-{spelled(types)} in our engine"] = process.about
             yield process
 
     @contextlib.contextmanager
     def peer(
-        self, preset: str, *, kv: str = "f16", tokens: int = CONTEXT, mmap: bool = True, **options: Any
+        self,
+        preset: str,
+        *,
+        kv: str = "f16",
+        tokens: int = CONTEXT,
+        mmap: bool = True,
+        types: str = TYPES,
+        **options: Any,
     ) -> Iterator[Process]:
         """The peer with the same weights (transformers: the same shape) open and a context made, at its best."""
         if self.against == "transformers":
@@ -122,8 +131,8 @@ class Setting:
             return
         python = peers.python_of(self.against, self.peers_folder)
         with Process("llama.cpp", engines.command("llama.cpp", python)) as process:
-            process.about = process.ask("open", file=str(self.file(preset, "llama")), mmap=mmap)
-            self.models[f"{plain(preset)} in llama.cpp"] = process.about
+            process.about = process.ask("open", file=str(self.file(preset, "llama", types)), mmap=mmap)
+            self.models[f"{plain(preset)}-{spelled(types)} in llama.cpp"] = process.about
             settings = options or self.best(preset, process)
             process.ask("context", max_tokens=tokens, threads=self.threads, kv=kv, **settings)
             yield process
@@ -192,6 +201,15 @@ def plain(preset: str) -> str:
     ('mobillama-0.5b', 'tiny')
     """
     return Path(preset).name.removesuffix(".toml")
+
+
+def spelled(types: str) -> str:
+    """A `--type` value as part of a name.
+
+    >>> spelled("q4_0,ffn=q3_k")
+    'q4_0-ffn-q3_k'
+    """
+    return types.replace(",", "-").replace("=", "-")
 
 
 def decoding(process: Process, ids: Sequence[int], after: int, sequence: int = 0, parts: int = 1) -> Turn:

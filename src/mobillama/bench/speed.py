@@ -11,7 +11,7 @@ from typing import Any
 from mobillama.bench import setting as at
 from mobillama.bench.process import Process
 from mobillama.bench.rounds import Turn
-from mobillama.bench.setting import PROMPT, Setting, decoding, kv_bytes, reading_memory, row
+from mobillama.bench.setting import PROMPT, Setting, decoding, kv_bytes, reading_memory, row, spelled
 from mobillama.errors import MeasurementError
 
 HALF, EIGHT, BASE = "mobillama-0.5b", "mobillama-0.8b", "large-base-1.2b"
@@ -24,9 +24,9 @@ FFN_MEGABYTES = (8, 16, 24, 32, 48, 64)
 Section = tuple[list[dict[str, Any]], dict[str, Any]]  # rows, and what else is to be said
 
 
-def name_of(preset: str) -> str:
+def name_of(preset: str, types: str = at.TYPES) -> str:
     """The model's part of a row's name."""
-    return f"{SHORT.get(preset, at.plain(preset))}-{at.TYPES}"
+    return f"{SHORT.get(preset, at.plain(preset))}-{spelled(types)}"
 
 
 def decode_half(setting: Setting) -> Section:
@@ -39,24 +39,37 @@ def decode_eight(setting: Setting) -> Section:
     return decode(setting, EIGHT, copies=True)
 
 
+def decode_eight_low(setting: Setting) -> Section:
+    """0.8B with its FFN in fewer bits, so that more of it stays in the cache."""
+    return decode(setting, EIGHT, copies=True, types=at.LOW)
+
+
 def decode_base(setting: Setting) -> Section:
     """The dense 1.2B: nothing to share."""
     return decode(setting, BASE)
 
 
-def decode(setting: Setting, preset: str, *, int8: bool = False, copies: bool = False) -> Section:
-    """One model: ours against the peer and what else is asked for, all in the same rounds."""
+def decode(
+    setting: Setting, preset: str, *, int8: bool = False, copies: bool = False, types: str = at.TYPES
+) -> Section:
+    """One model: ours against the peer and what else is asked for, all in the same rounds.
+
+    With types of its own ours stands beside the peer's file of the usual types, and beside one of the same types.
+    """
     ids = setting.ids(preset, PROMPT + at.DECODED)
     own = setting.against == "llama.cpp"  # rows about our engine itself stand beside the fast peer only
     with ExitStack() as stack:
-        ours = stack.enter_context(setting.ours(preset))
+        ours = stack.enter_context(setting.ours(preset, types=types))
         peer = stack.enter_context(setting.peer(preset))
         sides: dict[str, Process] = {"ours": ours, "peer": peer}
+        if types != at.TYPES:
+            sides["same"] = stack.enter_context(setting.peer(preset, types=types))
         if own and int8:
-            sides["int8"] = stack.enter_context(setting.ours(preset, kv="int8"))
+            sides["int8"] = stack.enter_context(setting.ours(preset, kv="int8", types=types))
         if own and copies:
-            resident = best_of_copies(setting, preset)
-            sides["copies"] = stack.enter_context(setting.ours(preset, share_ffn=False, resident_bytes=resident))
+            resident = best_of_copies(setting, preset, types)
+            copy = setting.ours(preset, share_ffn=False, resident_bytes=resident, types=types)
+            sides["copies"] = stack.enter_context(copy)
         turns: dict[str, tuple[Process, Turn]] = {}
         for name, process in sides.items():
             process.ask("prefill", ids=ids[:PROMPT])
@@ -67,8 +80,13 @@ def decode(setting: Setting, preset: str, *, int8: bool = False, copies: bool = 
         info = ours.about
         copied = sides["copies"].about if own and copies else {}
     speeds = {name: measured.speeds(name) for name in turns}
-    model = name_of(preset)
+    model = name_of(preset, types)
     rows = [row(f"decode-{model}", speeds["ours"], speeds["peer"], setting.against, "tokens/s")]
+    if types != at.TYPES:
+        rows[0]["peer_name"] = f"{setting.against}, {at.TYPES}"
+        rows.append(
+            row(f"decode-{model}-same", speeds["ours"], speeds["same"], f"{setting.against}, {types}", "tokens/s")
+        )
     about: dict[str, Any] = {"rounds": measured.tree(), "cores_kept_busy": measured.cores("ours")}
     about["peer_cores_kept_busy"] = measured.cores("peer")
     if not own:
@@ -88,12 +106,12 @@ def decode(setting: Setting, preset: str, *, int8: bool = False, copies: bool = 
     return rows, about
 
 
-def best_of_copies(setting: Setting, preset: str) -> int:
+def best_of_copies(setting: Setting, preset: str, types: str) -> int:
     """How our engine streams 22 copies best: resident_bytes of 0 (as it thinks best) or -1 (nothing kept in cache)."""
     ids = setting.ids(preset, PROMPT)
     seconds = {}
     for resident in (0, -1):
-        with setting.ours(preset, share_ffn=False, resident_bytes=resident) as process:
+        with setting.ours(preset, share_ffn=False, resident_bytes=resident, types=types) as process:
             process.ask("prefill", ids=ids)
             turn = decoding(process, ids[:STEPS], PROMPT)
             seconds[resident] = min(statistics.median(turn()) for _ in range(3))

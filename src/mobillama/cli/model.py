@@ -82,7 +82,7 @@ def quantize(
 ) -> None:
     """Write a model as one GGUF file for the engine: each FFN block once, rounded, with its tokenizer.
 
-    Types: f32, f16, bf16, q8_0, q6_k, q5_0, q4_0; mixed (the default) spends more bits where they count more.
+    Types: f32, f16, bf16, q8_0, q6_k, q5_0, q4_0, q3_k; mixed (the default) spends more bits where they count more.
     Kinds of matrices that can be given a type of their own: attention, ffn, embedding, head.
 
     Example: `mobillama quantize artefacts/quickstart/shared/model shared.gguf --type q4_0,head=q6_k`

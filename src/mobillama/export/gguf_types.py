@@ -20,6 +20,7 @@ TYPES = {
     "q6_k": GGMLQuantizationType.Q6_K,
     "q5_0": GGMLQuantizationType.Q5_0,
     "q4_0": GGMLQuantizationType.Q4_0,
+    "q3_k": GGMLQuantizationType.Q3_K,
 }
 # What general.file_type says of a file most of whose weights have this type.
 FILE_TYPES = {
@@ -30,8 +31,9 @@ FILE_TYPES = {
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
     "q5_0": LlamaFileType.MOSTLY_Q5_0,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
+    "q3_k": LlamaFileType.MOSTLY_Q3_K_M,
 }
-FALLBACKS = {"q6_k": "q8_0", "q8_0": "f16", "q5_0": "f16", "q4_0": "f16"}
+FALLBACKS = {"q3_k": "q4_0", "q6_k": "q8_0", "q8_0": "f16", "q5_0": "f16", "q4_0": "f16"}
 KINDS = ("attention", "ffn", "embedding", "head")
 # The default. By `bench quality` on mini-amber and quickstart-shared, rounding costs most in the head, then in the
 # embedding; all of attention costs about as much as the one FFN, and has many times its weights in the paper's models.
