@@ -28,15 +28,15 @@ constexpr int kMaxHeadDim = 256;
 //   f16.
 //     weight = scale * (code - 16).
 //   Q8 (544): 8 x 64 bytes, code = weight + 128; 16 scales f16. weight = scale * (code - 128).
-//   Q6K (3,360 for 16 x 256): 16 scales f16; (16 sixteenths, 16 rows) int8; then per 32 columns 4 x 64 bytes of nibbles
-//   as
-//     in Q4 and 2 x 64 bytes: block b, bits 2i and 2i + 1 are bits 4 and 5 of column group 4b + i.
+//   Q6K (3,360 for 16 x 256): 16 scales f16; (8 tiles, 16 rows, 2 sixteenths) int8; then, for every 32 columns,
+//   a tile:
+//     4 x 64 bytes of nibbles as in Q4 and 2 x 64 bytes: block b, bits 2i and 2i + 1 are bits 4 and 5 of column group
+//     4b + i.
 //     weight = scale * int8 of its sixteenth * (code - 32).
-//   Q3K (1,824 for 16 x 256): as Q6K, but per 32 columns 3 x 64 bytes. Block b: bits 0 to 2 are column group b, bits 3
-//   to 5
-//     column group 4 + b. Bits 6 and 7: of block 0 the upper two bits of column group 3, of block 1 those of column
-//     group 7, of block 2 the lowest bit of column group 3 and that of 7.
-//     weight = scale * int8 of its sixteenth * (code - 4).
+//   Q3K (1,824 for 16 x 256): as Q6K, with tiles of 3 x 64 bytes.
+//     Block b: bits 0 to 2 are column group b, bits 3 to 5 column group 4 + b. Bits 6 and 7: of block 0 the upper two
+//     bits of column group 3, of block 1 those of column group 7, of block 2 the lowest bit of column group 3 and that
+//     of 7. weight = scale * int8 of its sixteenth * (code - 4).
 enum class Layout : uint8_t { F32, F16, BF16, Q4, Q5, Q8, Q3K, Q6K };
 constexpr int kLayouts = 8;
 
@@ -117,10 +117,10 @@ struct Query {      // of one head
   int32_t sum;
 };
 
-// Dh is a multiple of 4. Keys and values of one head lie in blocks of 16 positions. A block of int8 ones begins with the
-// positions' scales, (16) float32. Then a block of keys is (Dh, 16), of int8 ones (Dh / 4, 16, 4), code = key + 128; a
-// block of values is (16, Dh). Keys have their last block first, so that they end where values begin and both are read
-// as one piece of memory, from low to high; `keys` points behind block 0, `values` to block 0.
+// Dh is a multiple of 4. Keys and values of one head lie in blocks of 16 positions. A block of int8 ones begins with
+// the positions' scales, (16) float32. Then a block of keys is (Dh, 16), of int8 ones (Dh / 4, 16, 4), code = key +
+// 128; a block of values is (16, Dh). Keys have their last block first, so that they end where values begin and both
+// are read as one piece of memory, from low to high; `keys` points behind block 0, `values` to block 0.
 constexpr int kKvTypes = 3;  // in the order of mobillama_kv_type: F16, INT8, F32
 constexpr int kKvBlock = 16;
 template <class Value>

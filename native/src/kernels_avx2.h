@@ -77,8 +77,8 @@ struct Q4 {
 
 struct Q5 {
   static constexpr int kBytes = 352, kOffset = 16;
-  // 16 where bit 4 * row + i of column group j's mask is set. sign(a, b) is a, 0 or -a after b's sign: a byte with bit 7
-  // is negative, so there a is -16.
+  // 16 where bit 4 * row + i of column group j's mask is set. sign(a, b) is a, 0 or -a after b's sign: a byte with bit
+  // 7 is negative, so there a is -16.
   static __m256i fifth_bits(const uint8_t* tile, int j, int half) {
     const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit_of = _mm256_set1_epi64x(int64_t(0x8040201008040201));
@@ -215,10 +215,11 @@ struct Supers {
   template <int kTokens>
   static void dot(const uint8_t* tile, const uint8_t* scales, int half, const int8_t* const q[kTokens],
                   const int32_t* const half_sum[kTokens], __m256i dots[kTokens]) {
-    const __m128i first = load_bytes8(scales + 8 * half), second = load_bytes8(scales + 16 + 8 * half);
+    const __m128i both_scales = load_bytes16(scales + 16 * half);
     for (int b = 0; b < 2; b++) {
-      const __m128i own = b == 0 ? first : second;
-      const __m256i own_twice = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(own, own));  // a pair of int16 for each row
+      const __m128i own = _mm_set1_epi16(b == 0 ? 0x0000 : 0x0101);  // for each row its scale of this sixteenth, twice
+      const __m128i rows = _mm_setr_epi8(0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14);
+      const __m256i own_twice = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(both_scales, _mm_add_epi8(rows, own)));
       __m256i codes[4];
       Codes::unpack(tile, b, half, codes);
       for (int i = 0; i < 4; i += Codes::kProducts) {
@@ -232,7 +233,7 @@ struct Supers {
         }
       }
     }
-    const __m256i both = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(first, second));
+    const __m256i both = _mm256_cvtepi8_epi16(both_scales);
     for (int t = 0; t < kTokens; t++) {
       const uint32_t pair = (static_cast<uint32_t>(half_sum[t][0]) & 0xffff) | static_cast<uint32_t>(half_sum[t][1])
                                                                                    << 16;

@@ -3,8 +3,10 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels.h"
 #include "kernels_exp.h"
@@ -19,6 +21,9 @@ constexpr int kAheadPair = 8192;       // likewise, in each of two neighbouring 
 
 inline __m512 load_scales(const uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
+inline __m512i load_pairs(const uint8_t* at) {  // 16 rows x 2 signed bytes as int16
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
 }
 inline __m512i broadcast4(const int8_t* q) {
   int32_t four;
@@ -140,36 +145,56 @@ inline void panel_groups(const uint8_t* tile, size_t panel_bytes, int groups, co
       _mm512_storeu_ps(y + static_cast<size_t>(first + t) * stride + kPanelRows * p, acc[p][t]);
 }
 
-// ---- unsigned codes of half a tile of 32 columns: its four column groups, those before the last times 2^kShift[half],
-// the last times 2^kLastShift[half] ----
+// ---- codes of a tile of 32 columns, half by half: `unpack` gives a half's four column groups, unsigned and times
+// 2^kShift[half]; `weigh` takes the dot products of both halves, likewise, and their scales ----
 
 struct Q6 {
-  static constexpr int kTile = 384, kOffset = 32, kShift[2] = {0, 0}, kLastShift[2] = {0, 0};
+  static constexpr int kTile = 384, kOffset = 32, kShift[2] = {0, 0};
+  struct Tile {
+    const uint8_t* at;
+    explicit Tile(const uint8_t* tile) : at(tile) {}
+  };
   template <int kHalf>
-  static void unpack(const uint8_t* tile, __m512i codes[4]) {
-    const __m512i two_bits = _mm512_set1_epi8(0x30), bits = _mm512_loadu_si512(tile + 256 + 64 * kHalf);
+  static void unpack(const Tile& tile, __m512i codes[4]) {
+    const __m512i two_bits = _mm512_set1_epi8(0x30), bits = _mm512_loadu_si512(tile.at + 256 + 64 * kHalf);
     const __m512i shifted[4] = {_mm512_slli_epi16(bits, 4), _mm512_slli_epi16(bits, 2), bits,
                                 _mm512_srli_epi16(bits, 2)};
     for (int j = 0; j < 4; j++) {
       __m512i nibbles[2];
-      unpack_nibbles(tile, j, nibbles[0], nibbles[1]);
+      unpack_nibbles(tile.at, j, nibbles[0], nibbles[1]);
       codes[j] = _mm512_or_si512(nibbles[kHalf], _mm512_and_si512(shifted[j], two_bits));
     }
   }
+  static __m512i weigh(__m512i first, __m512i second, __m512i scales) {
+    const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(scales, 16), 16), high = _mm512_srai_epi32(scales, 16);
+    return _mm512_add_epi32(_mm512_mullo_epi32(first, low), _mm512_mullo_epi32(second, high));
+  }
 };
-struct Q3 {  // where the bits lie: shifts of dot products take the place of shifts of codes
-  static constexpr int kTile = 192, kOffset = 4, kShift[2] = {0, 3}, kLastShift[2] = {5, 5};
-  template <int kHalf>
-  static void unpack(const uint8_t* tile, __m512i codes[4]) {
-    const __m512i own = _mm512_set1_epi8(kHalf == 0 ? 7 : 7 << 3);
-    const __m512i upper = _mm512_set1_epi8(-64), lowest = _mm512_set1_epi8(32);
+// Most codes stay where their bits lie: one shift of the sum takes the place of three. A half's sum is at most
+// 16 x 4 x 127 = 8,128 and so fits an int16.
+struct Q3 {
+  static constexpr int kTile = 192, kOffset = 4, kShift[2] = {0, 3};
+  struct Tile {
     __m512i blocks[3];
-    for (int b = 0; b < 3; b++) {
-      blocks[b] = _mm512_loadu_si512(tile + 64 * b);
-      codes[b] = _mm512_and_si512(blocks[b], own);
+    explicit Tile(const uint8_t* tile) {
+      for (int b = 0; b < 3; b++) {
+        blocks[b] = _mm512_loadu_si512(tile + 64 * b);
+        asm("" : "+v"(blocks[b]));  // loaded once: the compiler would load them again for every use
+      }
     }
-    const __m512i low = _mm512_and_si512(_mm512_srli_epi16(blocks[2], kHalf + 1), lowest);
-    codes[3] = _mm512_ternarylogic_epi32(blocks[kHalf], upper, low, 0xea);  // (block & upper) | low
+  };
+  template <int kHalf>
+  static void unpack(const Tile& tile, __m512i codes[4]) {
+    constexpr int kAt = kShift[kHalf];
+    for (int b = 0; b < 3; b++) codes[b] = _mm512_and_si512(tile.blocks[b], _mm512_set1_epi8(7 << kAt));
+    const __m512i upper = _mm512_srli_epi16(tile.blocks[kHalf], 5 - kAt);
+    const __m512i lowest = _mm512_srli_epi16(tile.blocks[2], 6 + kHalf - kAt);
+    codes[3] = _mm512_ternarylogic_epi32(upper, _mm512_set1_epi8(6 << kAt),  // (upper & these) | (lowest & one)
+                                         _mm512_and_si512(lowest, _mm512_set1_epi8(1 << kAt)), 0xea);
+  }
+  static __m512i weigh(__m512i first, __m512i second, __m512i scales) {
+    const __m512i upper = _mm512_slli_epi32(second, 16 - kShift[1]);
+    return _mm512_madd_epi16(_mm512_mask_blend_epi16(0x55555555, upper, first), scales);
   }
 };
 
@@ -203,43 +228,36 @@ inline void panel_supers(const uint8_t* block, size_t panel_bytes, int groups, c
       }
       if constexpr (kFetch)
         for (int p = 0; p < kPanels; p++) soon.fetch();
-      __m512i dot[kPanels][kTokens];
+      const auto part = [&]<int... kPanel>(std::integer_sequence<int, kPanel...>) {
+        return std::array{typename Codes::Tile(tile + static_cast<size_t>(kPanel) * panel_bytes)...};
+      }(std::make_integer_sequence<int, kPanels>());
+      __m512i sum[2][kPanels][kTokens];
       const auto half = [&]<int kHalf>() {
-        constexpr int kShift = Codes::kShift[kHalf], kLastShift = Codes::kLastShift[kHalf];
-        __m512i codes[kPanels][4], scale[kPanels];
-        for (int p = 0; p < kPanels; p++) {
-          Codes::template unpack<kHalf>(tile + static_cast<size_t>(p) * panel_bytes, codes[p]);
-          const uint8_t* scales = block + static_cast<size_t>(p) * panel_bytes + 32 + 32 * inside + 16 * kHalf;
-          scale[p] = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
-        }
+        __m512i codes[kPanels][4];
+        for (int p = 0; p < kPanels; p++) Codes::template unpack<kHalf>(part[static_cast<size_t>(p)], codes[p]);
         for (int t = 0; t < kTokens; t++) {
           const size_t group = at[t] + static_cast<size_t>(g);
           const int8_t* q = x.q + group * kGroup + 16 * kHalf;
-          const int32_t offset = -(Codes::kOffset << kShift) * x.half_sum[2 * group + kHalf];
-          __m512i sum[kPanels], last[kPanels];
-          for (int p = 0; p < kPanels; p++) sum[p] = _mm512_set1_epi32(offset), last[p] = _mm512_setzero_si512();
+          const int32_t offset = -(Codes::kOffset << Codes::kShift[kHalf]) * x.half_sum[2 * group + kHalf];
+          for (int p = 0; p < kPanels; p++) sum[kHalf][p][t] = _mm512_set1_epi32(offset);
           for (int j = 0; j < 4; j++) {
             const __m512i four = broadcast4(q + 4 * j);
-            for (int p = 0; p < kPanels; p++) {
-              __m512i& to = j < 3 || kLastShift == kShift ? sum[p] : last[p];
-              to = _mm512_dpbusd_epi32(to, codes[p][j], four);
-            }
-          }
-          for (int p = 0; p < kPanels; p++) {
-            if constexpr (kShift > 0) sum[p] = _mm512_srai_epi32(sum[p], kShift);
-            if constexpr (kLastShift != kShift)
-              sum[p] = _mm512_add_epi32(sum[p], _mm512_srai_epi32(last[p], kLastShift));
-            const __m512i scaled = _mm512_mullo_epi32(sum[p], scale[p]);
-            dot[p][t] = kHalf == 0 ? scaled : _mm512_add_epi32(dot[p][t], scaled);
+            for (int p = 0; p < kPanels; p++)
+              sum[kHalf][p][t] = _mm512_dpbusd_epi32(sum[kHalf][p][t], codes[p][j], four);
           }
         }
       };
       half.template operator()<0>();
       half.template operator()<1>();
+      __m512i scales[kPanels];
+      for (int p = 0; p < kPanels; p++)
+        scales[p] = load_pairs(block + static_cast<size_t>(p) * panel_bytes + 32 + 32 * inside);
       for (int t = 0; t < kTokens; t++) {
         const __m512 scale = _mm512_set1_ps(x.scale[at[t] + static_cast<size_t>(g)]);
-        for (int p = 0; p < kPanels; p++)
-          acc[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][t]), _mm512_mul_ps(weight_scale[p], scale), acc[p][t]);
+        for (int p = 0; p < kPanels; p++) {
+          const __m512i dot = Codes::weigh(sum[0][p][t], sum[1][p][t], scales[p]);
+          acc[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(weight_scale[p], scale), acc[p][t]);
+        }
       }
     }
   }

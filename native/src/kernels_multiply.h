@@ -3,7 +3,8 @@
 //
 // `Kind` has kBlock, the most tokens at once, and run<kTokens, kStream>(w, panel, x, first token, y, stride), which
 // writes the panel's 16 rows of tokens first to first + kTokens - 1. It may have kPairBlock and pair<kTokens>(...),
-// which do so for a panel and the next, where both panels are resident or, if kPairBlock is above 1, for several tokens.
+// which do so for a panel and the next, where both panels are resident or, if kPairBlock is above 1, for several
+// tokens.
 #pragma once
 
 #include "kernels.h"

@@ -268,8 +268,8 @@ void mix(const float* p, const uint8_t* values, int head_dim, int length, float 
 constexpr Kernels kNeon = {
     "neon",
     {multiply<Floats<Layout::F32>>, multiply<Floats<Layout::F16>>, multiply<Floats<Layout::BF16>>,
-     multiply<Groups<Neon, Q4>>, multiply<Groups<Neon, Q5>>, multiply<Groups<Neon, Q8>>,
-     multiply<Supers<Neon, Q3>>, multiply<Supers<Neon, Q6>>},
+     multiply<Groups<Neon, Q4>>, multiply<Groups<Neon, Q5>>, multiply<Groups<Neon, Q8>>, multiply<Supers<Neon, Q3>>,
+     multiply<Supers<Neon, Q6>>},
     quantize,
     rms_norm,
     swiglu,

@@ -199,7 +199,7 @@ struct Supers {
   template <int kHalf, int kTokens>
   static void add(const uint8_t* tile, const uint8_t* scales, const int8_t* const q[kTokens],
                   const int32_t* const half_sum[kTokens], int32x4_t dots[kTokens][4]) {
-    const int8x16_t bytes = vld1q_s8(reinterpret_cast<const int8_t*>(scales + 16 * kHalf));
+    const int8x16_t bytes = vld2q_s8(reinterpret_cast<const int8_t*>(scales)).val[kHalf];
     const int16x8_t words[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
     for (int quad = 0; quad < 4; quad++) {
       Sums<Isa, kTokens> sums;

@@ -127,7 +127,7 @@ void multiply_supers(const Panels& w, int begin, int end, const Activations& x, 
           for (int c = 0; c < kGroup; c++)
             dots[c / 16] += (Codes::code(tile, c, row) - Codes::kOffset) * x.q[at * kGroup + static_cast<size_t>(c)];
           const int32_t dot =
-              static_cast<int8_t>(scales[row]) * dots[0] + static_cast<int8_t>(scales[16 + row]) * dots[1];
+              static_cast<int8_t>(scales[2 * row]) * dots[0] + static_cast<int8_t>(scales[2 * row + 1]) * dots[1];
           acc = std::fma(static_cast<float>(dot), load_half(block + 2 * row) * x.scale[at], acc);
           if (inside == kGroups - 1) block += kBytes;
         }

@@ -15,6 +15,9 @@ uint16_t read16(const uint8_t* at) {
   return value;
 }
 
+// Where in a block the scale of a row's sixteenth lies.
+int sixteenth_at(int sixteenth, int row) { return 32 + 32 * (sixteenth / 2) + 2 * row + sixteenth % 2; }
+
 bool finite_half(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
 
 // The 16 nibble bytes of a row's block: byte i has column i in the low and i + 16 in the high nibble, as in the tile.
@@ -65,7 +68,7 @@ bool lay_q8(const uint8_t* row, int index, int groups, uint8_t* panel) {  // fil
 bool lay_q6k(const uint8_t* row, int index, int supers, uint8_t* panel) {
   bool finite = true;
   for (int s = 0; s < supers; s++, row += 210, panel += kBlockQ6K) {
-    for (int sixteenth = 0; sixteenth < 16; sixteenth++) panel[32 + 16 * sixteenth + index] = row[192 + sixteenth];
+    for (int sixteenth = 0; sixteenth < 16; sixteenth++) panel[sixteenth_at(sixteenth, index)] = row[192 + sixteenth];
     for (int c = 0; c < kSuper; c++) {
       const int half = c / 128, quarter = c % 128 / 32, l = c % 32;
       const int low = row[64 * half + 32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
@@ -80,22 +83,22 @@ bool lay_q6k(const uint8_t* row, int index, int supers, uint8_t* panel) {
   return finite;
 }
 
-// Where a 3-bit code of column group `group` lies in a tile: from bit `shift` of block `block` on, or, in groups 3 and 7,
-// its upper two bits there and the lowest in block 2.
+// Where a 3-bit code of a column group lies in a tile: from bit `shift` of block `block` on, or, in groups 3 and 7, its
+// upper two bits there and the lowest in block 2.
 struct ThreeBits {
-  int block, shift;
   bool apart;  // the lowest bit lies in block 2, at bit 6 or 7
+  int block, shift;
   explicit ThreeBits(int group)
-      : block(group % 4 == 3 ? group / 4 : group % 4), shift(group % 4 == 3 ? 6 : 3 * (group / 4)), apart(group % 4 == 3) {}
+      : apart(group % 4 == 3), block(apart ? group / 4 : group % 4), shift(apart ? 6 : 3 * (group / 4)) {}
 };
 
-// File: 32 bytes of third bits, 64 of low two bits, 12 of scales, then the f16 one. Run r of 32 columns has bit r of the
-// third bits and bits 2 (r % 4) and above of the low ones of its half.
+// File: 32 bytes of third bits, 64 of low two bits, 12 of scales, then the f16 one. Run r of 32 columns has bit r of
+// the third bits and bits 2 (r % 4) and above of the low ones of its half.
 bool lay_q3k(const uint8_t* row, int index, int supers, uint8_t* panel) {
   bool finite = true;
   for (int s = 0; s < supers; s++, row += 110, panel += kBlockQ3K) {
     for (int sixteenth = 0; sixteenth < 16; sixteenth++)
-      panel[32 + 16 * sixteenth + index] = static_cast<uint8_t>(q3_k_scale(row + 96, sixteenth));
+      panel[sixteenth_at(sixteenth, index)] = static_cast<uint8_t>(q3_k_scale(row + 96, sixteenth));
     for (int c = 0; c < kSuper; c++) {
       const int run = c / kGroup, l = c % kGroup;
       const int code = (row[32 + 32 * (run / 4) + l] >> (2 * (run % 4)) & 3) | (row[l] >> run & 1) << 2;
@@ -208,7 +211,7 @@ void read_row(const Panels& panels, int row, float* out) {
   };
   const auto scale = [index](const uint8_t* scales) { return half_to_float(read16(scales + 2 * index)); };
   const auto sixteenth_scale = [&](const uint8_t* block, int sixteenth) {
-    return scale(block) * static_cast<float>(static_cast<int8_t>(block[32 + 16 * sixteenth + index]));
+    return scale(block) * static_cast<float>(static_cast<int8_t>(block[sixteenth_at(sixteenth, index)]));
   };
   const int groups = panels.cols / kGroup;
   switch (panels.layout) {
@@ -235,7 +238,8 @@ void read_row(const Panels& panels, int row, float* out) {
         for (int c = 0; c < kGroup; c++) {
           const int group = c / 4;
           const int high = tile[256 + 64 * (group / 4) + 4 * index + c % 4] >> (2 * (group % 4)) & 3;
-          *out++ = sixteenth_scale(block, 2 * (g % 8) + c / 16) * static_cast<float>((nibble(tile, c) | high << 4) - 32);
+          const int code = nibble(tile, c) | high << 4;
+          *out++ = sixteenth_scale(block, 2 * (g % 8) + c / 16) * static_cast<float>(code - 32);
         }
       }
       return;

@@ -261,7 +261,7 @@ float largest_weight(TensorType type) {
     case TensorType::Q4_0: return 8 * half;
     case TensorType::Q5_0: return 16 * half;
     case TensorType::Q8_0: return 127 * half;
-    // The largest scale over the least of its multiples must not be infinite, nor what a run of its own would like better.
+    // The scale that a run would like best must be finite over its largest multiple.
     case TensorType::Q3_K: return 4 * 22 * half;
     case TensorType::Q6_K: return 32 * 116 * half;
     case TensorType::F32: break;

@@ -109,8 +109,7 @@ void q3_k(const uint8_t* block, float* out) {
   const float scale = half_to_float(load_u16(block + 108));
   for (int index = 0; index < 256; ++index) {
     const int run = index / 32, j = index % 32;
-    const int bits =
-        (block[32 + 32 * (run / 4) + j] >> (2 * (run % 4)) & 3) | (block[j] >> run & 1) << 2;
+    const int bits = (block[32 + 32 * (run / 4) + j] >> (2 * (run % 4)) & 3) | (block[j] >> run & 1) << 2;
     const float run_scale = scale * float(q3_k_scale(block + 96, index / 16));
     out[index] = run_scale * float(bits - 4);
   }
