@@ -40,8 +40,13 @@ def decode_eight(setting: Setting) -> Section:
 
 
 def decode_eight_low(setting: Setting) -> Section:
-    """0.8B with its FFN in fewer bits, so that more of it stays in the cache."""
+    """0.8B with its FFN in fewer bits, so that more of it stays in the cache; the peer's file as always."""
     return decode(setting, EIGHT, copies=True, types=at.LOW)
+
+
+def decode_eight_same(setting: Setting) -> Section:
+    """The same with the peer's FFN in so few bits too."""
+    return decode(setting, EIGHT, types=at.LOW, peer_types=at.LOW)
 
 
 def decode_base(setting: Setting) -> Section:
@@ -50,20 +55,21 @@ def decode_base(setting: Setting) -> Section:
 
 
 def decode(
-    setting: Setting, preset: str, *, int8: bool = False, copies: bool = False, types: str = at.TYPES
+    setting: Setting,
+    preset: str,
+    *,
+    int8: bool = False,
+    copies: bool = False,
+    types: str = at.TYPES,
+    peer_types: str = at.TYPES,
 ) -> Section:
-    """One model: ours against the peer and what else is asked for, all in the same rounds.
-
-    With types of its own ours stands beside the peer's file of the usual types, and beside one of the same types.
-    """
+    """One model: ours against the peer and what else is asked for, all in the same rounds."""
     ids = setting.ids(preset, PROMPT + at.DECODED)
     own = setting.against == "llama.cpp"  # rows about our engine itself stand beside the fast peer only
     with ExitStack() as stack:
         ours = stack.enter_context(setting.ours(preset, types=types))
-        peer = stack.enter_context(setting.peer(preset))
+        peer = stack.enter_context(setting.peer(preset, types=peer_types))
         sides: dict[str, Process] = {"ours": ours, "peer": peer}
-        if types != at.TYPES:
-            sides["same"] = stack.enter_context(setting.peer(preset, types=types))
         if own and int8:
             sides["int8"] = stack.enter_context(setting.ours(preset, kv="int8", types=types))
         if own and copies:
@@ -81,12 +87,9 @@ def decode(
         copied = sides["copies"].about if own and copies else {}
     speeds = {name: measured.speeds(name) for name in turns}
     model = name_of(preset, types)
-    rows = [row(f"decode-{model}", speeds["ours"], speeds["peer"], setting.against, "tokens/s")]
-    if types != at.TYPES:
-        rows[0]["peer_name"] = f"{setting.against}, {at.TYPES}"
-        rows.append(
-            row(f"decode-{model}-same", speeds["ours"], speeds["same"], f"{setting.against}, {types}", "tokens/s")
-        )
+    peer_name = setting.against if types == at.TYPES else f"{setting.against}, {peer_types}"
+    same = "-same" if peer_types != at.TYPES else ""
+    rows = [row(f"decode-{model}{same}", speeds["ours"], speeds["peer"], peer_name, "tokens/s")]
     about: dict[str, Any] = {"rounds": measured.tree(), "cores_kept_busy": measured.cores("ours")}
     about["peer_cores_kept_busy"] = measured.cores("peer")
     if not own:
@@ -101,7 +104,7 @@ def decode(
     if int8:
         rows.append(row(f"decode-{model}-kv-int8", speeds["int8"], speeds["peer"], "llama.cpp, f16 KV", "tokens/s"))
     at_floor = [each / floor for each in bandwidth]
-    rows.append(row(f"floor-{model}", speeds["ours"], at_floor, "memory bandwidth", "tokens/s"))
+    rows.append(row(f"floor-{model}{same}", speeds["ours"], at_floor, "memory bandwidth", "tokens/s"))
     about |= {"memory_bytes_per_second": statistics.median(bandwidth), "floor_bytes_per_token": floor}
     return rows, about
 
