@@ -155,7 +155,7 @@ def bench_eval(
 
 
 Rounds = Annotated[int, typer.Option(min=1, help="Clean rounds to measure.")]
-Rows = Annotated[str, typer.Option(metavar="A,B", help="Only these parts, by the beginnings of their rows' names.")]
+Rows = Annotated[str, typer.Option(metavar="A,B", help="Only these parts; a name that is none lists all.")]
 Folder = Annotated[Path, typer.Option(help="Folder of the files measured and of the results.")]
 Placed = Annotated[
     Literal["any", "near", "far"], typer.Option(help="Of the cores, in which rounds count; near: they share a cache.")
