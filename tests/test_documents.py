@@ -76,6 +76,6 @@ def test_every_command_of_the_documents_runs():
         for block in blocks(page, "python"):
             done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, f"{page.name}: {block}\n{done.stderr}"
-            assert done.stdout.rstrip("\n")  # a model this small may well go on with spaces
+            assert len(done.stdout) > 1  # more than print's own newline: a model this small may go on with nothing else
             ran += 1
     assert ran >= 10
