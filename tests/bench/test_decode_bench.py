@@ -145,12 +145,15 @@ def test_our_22_copies_count_only_as_a_strong_opponent() -> None:
     assert not speed.judge_copies(info, copies=[13.0], peer=[10.0], bandwidth=[1800.0])["row_counts"]
 
 
-def test_every_preset_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_preset_and_choice_of_types_has_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mobillama.export.gguf_file.quantize_model", lambda *_, **__: None)
     monkeypatch.setattr(setting.machine, "describe_file", lambda path: {"file": str(path)})
     here = Setting("", folder=tmp_path)
     files = [here.file(preset, kind) for preset in table6.MODELS for kind in ("mobillama", "llama")]
-    assert len(set(files)) == 6 and files[0].name == "mobillama-0.5b-q4_0-mobillama.gguf"
+    files += [here.file(speed.EIGHT, kind, setting.LOW) for kind in ("mobillama", "llama")]
+    assert len(set(files)) == 8 and files[0].name == "mobillama-0.5b-q4_0-mobillama.gguf"
 
 
 def test_keys_and_values_are_counted_for_all_layers() -> None:
@@ -162,7 +165,9 @@ def test_keys_and_values_are_counted_for_all_layers() -> None:
 def test_every_target_is_of_a_row_that_a_section_gives() -> None:
     half = speed.name_of(speed.HALF)
     assert {f"decode-{half}", f"decode-{half}-copies", f"floor-{half}", f"memory-{half}"} <= set(decode.TARGETS)
-    assert f"decode-{speed.name_of(speed.EIGHT)}-copies" in decode.TARGETS
+    for types in (setting.TYPES, setting.LOW):
+        eight = f"decode-{speed.name_of(speed.EIGHT, types)}"
+        assert {eight, f"{eight}-copies"} <= set(decode.TARGETS)
     assert f"decode-{speed.name_of(speed.BASE)}" in decode.TARGETS
     assert f"prefill-{half}" in prefill.TARGETS
 
@@ -204,6 +209,28 @@ def test_ours_beside_transformers_is_measured_with_the_same_ids(
     decoded = [(each["after"], each["ids"]) for side, each in asked if side == "ours" and each["do"] == "decode"]
     ids = Setting("", folder=tmp_path).ids(tiny, 12)[8:]
     assert decoded[:5] == [(8, ids[:1]), (9, ids[1:2]), (10, ids[2:3]), (11, ids[3:4]), (8, ids[:1])]
+
+
+@pytest.mark.parametrize("peer_types", [setting.TYPES, setting.LOW])
+def test_each_side_opens_the_file_of_its_types(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer_types: str
+) -> None:
+    opened: dict[str, str] = {}
+
+    def ask(process: setting.Process, do: str, **arguments: Any) -> dict[str, Any]:
+        if do == "open":
+            opened[process.name] = Path(arguments["file"]).name
+        return {"seconds": [0.01] * len(arguments.get("ids", [])), "isa": "none"}
+
+    monkeypatch.setattr(setting.Process, "ask", ask)
+    monkeypatch.setattr(setting.peers, "python_of", lambda *_: "python")
+    monkeypatch.setattr(setting.engines, "command", lambda *_: ["cat"])  # ends with its input
+    here = Setting("llama.cpp", folder=tmp_path)
+    with here.ours(tiny, types=setting.LOW), here.peer(tiny, types=peer_types):
+        pass
+    low = f"{setting.plain(tiny)}-q4_0-ffn-q3_k"
+    theirs = low if peer_types == setting.LOW else f"{setting.plain(tiny)}-q4_0"
+    assert opened == {"ours": f"{low}-mobillama.gguf", "llama.cpp": f"{theirs}-llama.gguf"}
 
 
 @pytest.mark.slow
