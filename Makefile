@@ -13,6 +13,9 @@ ifneq ($(wildcard $(SHARED)/corpora),)
 export MOBILLAMA_CORPORA ?= $(SHARED)/corpora
 export MOBILLAMA_TOKENIZER ?= $(SHARED)/tokenizer
 export MOBILLAMA_BENCHMARKS ?= $(SHARED)/benchmarks
+export MOBILLAMA_CASES ?= $(SHARED)/cases
+export MOBILLAMA_CONVERSATIONS ?= $(SHARED)/conversations
+export MOBILLAMA_IMAGES ?= $(SHARED)/images
 endif
 
 .PHONY: help setup quickstart test test-slow test-all fuzz lint clean
