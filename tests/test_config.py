@@ -15,6 +15,7 @@ from mobillama.config import (
     presets,
     read_recipe,
     recipes_folder,
+    with_defaults,
 )
 from mobillama.errors import InputError, RecipeError
 
@@ -134,3 +135,18 @@ def test_continuous_integration_has_the_test_data_or_says_that_it_is_absent():
     if os.environ.get("CI") and shared.is_dir():
         for variable in ("MOBILLAMA_CORPORA", "MOBILLAMA_TOKENIZER", "MOBILLAMA_BENCHMARKS"):
             assert Path(os.environ[variable]).is_dir()
+
+
+@pytest.mark.parametrize(("kind", "recipe"), [("model", ModelConfig), ("data", DataRecipe), ("train", TrainRecipe)])
+def test_a_tree_of_a_version_that_did_not_know_a_key_is_todays_with_its_default(kind, recipe):
+    for name in presets(kind):
+        today = read_recipe(recipe, name)
+        older = today.model_dump(mode="json", exclude_defaults=True)
+        assert older != today.tree()
+        assert with_defaults(recipe, older) == today.tree()
+
+
+def test_a_tree_with_another_value_or_an_unknown_key_equals_none_of_todays():
+    tree = DataRecipe().tree()
+    assert with_defaults(DataRecipe, {**tree, "seed": 1}) != tree
+    assert with_defaults(DataRecipe, {**tree, "of a later version": 1}) != tree

@@ -255,3 +255,22 @@ def test_shipped_chain_is_within_its_own_goals() -> None:
     assert chain.dense.model.num_ffn_blocks == chain.dense.model.num_hidden_layers
     assert chain.shared.model.vocab_size == chain.data.tokenizer.train_vocab_size
     assert json.dumps(chain.data.tree())
+
+
+def test_a_folder_of_a_version_that_knew_fewer_recipe_keys_is_reused(
+    chain: quickstart.Chain, built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0], out)
+    sections = {"shards/manifest.json": DataRecipe, "shared/run.json": TrainRecipe, "dense/run.json": TrainRecipe}
+    for name, section in sections.items():
+        tree = json.loads((out / name).read_text())
+        older = section.model_validate(tree["recipe"]).model_dump(mode="json", exclude_defaults=True)
+        assert older != tree["recipe"]
+        (out / name).write_text(json.dumps({**tree, "recipe": older}))
+    before = digests(out)
+    quickstart.build_data(chain, out)
+    planned = quickstart.planned_models(chain, json.loads((out / "plan.json").read_text()))
+    for name, recipe in planned.items():
+        quickstart.train_model(recipe, out, name)
+    assert digests(out) == before

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -424,6 +424,22 @@ def resolve(recipe: type[R], tree: dict[str, Any], origin: str) -> R:
         return recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_explain(recipe, error, origin)) from None
+
+
+def with_defaults(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree that an older version wrote, with the defaults of the keys that it did not know: what is compared today.
+
+    A tree that this version cannot read is given back as it is, so that it equals none of this version's.
+
+    >>> old = TokenizerConfig().tree()
+    >>> del old["train_bytes"]
+    >>> with_defaults(TokenizerConfig, old) == TokenizerConfig().tree()
+    True
+    """
+    try:
+        return section.model_validate(tree).tree()
+    except ValidationError:
+        return dict(tree)
 
 
 def external_folder(field: str, value: str, variable: str) -> Path:

@@ -18,6 +18,7 @@ from mobillama.eval import evaluation
 from mobillama.eval.data import stay_offline
 from mobillama.eval.evaluation import Choices, evaluate
 from mobillama.eval.results import read_items, read_results
+from mobillama.eval.suite import Suite
 from mobillama.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,6 +183,11 @@ def test_an_interrupted_evaluation_goes_on(place: Path, whole: dict[str, Any], m
     lines.write_bytes(before + b'{"benchmark": "pi')  # a kill in the middle of a line
     with pytest.raises(InputError, match="unfinished evaluation with another bos"):
         run(place, "whole", "results-again", bos=True)
+    settings = place / "results-again.partial" / "evaluation.json"
+    tree = json.loads(settings.read_text())
+    older = Suite.model_validate(tree["suite"]).model_dump(mode="json", exclude_defaults=True)
+    assert older != tree["suite"]
+    settings.write_text(json.dumps({**tree, "suite": older}))  # as a version that knew fewer keys began it
     again = run(place, "whole", "results-again")
     assert (place / "results-again" / "items.jsonl").read_bytes().startswith(before)
     assert contexts(place / "results-again") == contexts(place / "results-whole")

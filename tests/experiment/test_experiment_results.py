@@ -131,3 +131,19 @@ def test_another_setting_is_another_trial(tmp_path: Path) -> None:
     assert len({trial.name for trial in trials}) == 4
     moved = make_trial(tmp_path / "elsewhere", "a", model, train, 4, source=trials[0])
     assert moved.name == trials[-1].name
+
+
+def test_a_trial_of_a_version_that_knew_fewer_recipe_keys_keeps_its_name(tmp_path: Path) -> None:
+    model, train = SIZES.model("m").tree(), {**schedule(5), "seed": 1}
+    first = make_trial(tmp_path, "a", model, train, 4)
+    second = make_trial(tmp_path, "b", model, train, 4, source=first)
+    for trial, name in ((first, "a-01234567"), (second, "b-01234567")):
+        trial.describe(tmp_path / "shards")
+        tree = json.loads(trial.description.read_text())
+        tree["recipe"] = trial.recipe.model_dump(mode="json", exclude_defaults=True)
+        trial.description.unlink()
+        trial.description.with_name(f"{name}.json").write_text(json.dumps({**tree, "name": name}))
+    assert make_trial(tmp_path, "a", model, train, 4).name == "a-01234567"
+    assert make_trial(tmp_path, "b", model, train, 4, source=first).name == "b-01234567"
+    assert make_trial(tmp_path, "a", model, {**train, "learning_rate": 0.5}, 4).name != "a-01234567"
+    assert make_trial(tmp_path, "a", model, train, 5).name != "a-01234567"

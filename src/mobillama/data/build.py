@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobillama import manifest
-from mobillama.config import DataRecipe, external_folder
+from mobillama.config import DataRecipe, external_folder, with_defaults
 from mobillama.errors import InputError, missing_extra
 
 try:
@@ -65,7 +65,7 @@ def build_shards(
 def _finished(recipe: DataRecipe, out: Path, tokenizer: Tokenizer | None) -> manifest.Manifest:
     """The shards at `out`, if they are this recipe's. Error: InputError if they are not."""
     found = manifest.read(out, "shards")
-    if found.recipe != recipe.tree():
+    if with_defaults(DataRecipe, found.recipe) != recipe.tree():
         raise InputError(f"{out} exists already, built from another recipe; choose another --out or remove it")
     given = _given_tokenizer(recipe, tokenizer)
     if given is not None and given.digest not in [origin["digest"] for origin in found.made_from]:
@@ -82,7 +82,7 @@ def _build(
     source = build_corpus(recipe, corpus, workers=workers, tokenizer=given, on_progress=on_progress)
     with manifest.building(out) as partial:
         settings = {"recipe": recipe.tree(), "corpus": source.digest(), "tokenizer": given.digest if given else None}
-        work = work_folder(out, settings)
+        work = work_folder(out, settings, DataRecipe)
         seconds: dict[str, float] = {}
         parts = sorted((corpus / "documents").glob("*.parquet"))
         if given is None:

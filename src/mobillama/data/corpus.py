@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as parquet
 from datatrove.pipeline.base import PipelineStep
+from pydantic import Field
 
 from mobillama import manifest
-from mobillama.config import DataRecipe
+from mobillama.config import CleanConfig, DataRecipe, Section, SourceConfig, SubsetConfig, with_defaults
 from mobillama.data.benchmarks import benchmarks_folder, describe_benchmarks
 from mobillama.data.clean import Filter, Normalise
 from mobillama.data.clocks import read_seconds
@@ -40,6 +41,15 @@ if TYPE_CHECKING:
     from mobillama.tokenizer.tokenizer import Tokenizer
 
 
+class CorpusSettings(Section):
+    """What of a recipe a corpus depends on: the `recipe` of its manifest."""
+
+    source: SourceConfig = SourceConfig()
+    subset: dict[str, SubsetConfig] = Field({}, description="as in DataRecipe")
+    clean: CleanConfig = CleanConfig()
+    counted_with: str | None = None  # digest of the tokenizer
+
+
 def build_corpus(
     recipe: DataRecipe,
     out: Path,
@@ -53,15 +63,13 @@ def build_corpus(
     With a tokenizer the funnel counts tokens too. Errors: InputError for a subset that the source does not have, input
     that cannot be used, or if nothing is left; DamagedFileError for files cut short.
     """
-    settings = {
-        "source": recipe.source.tree(),
-        "subset": {name: subset.tree() for name, subset in recipe.subset.items()},
-        "clean": recipe.clean.tree(),
-        "counted_with": tokenizer.digest if tokenizer else None,
-    }
+    counted_with = tokenizer.digest if tokenizer else None
+    settings = CorpusSettings(
+        source=recipe.source, subset=recipe.subset, clean=recipe.clean, counted_with=counted_with
+    ).tree()
     if out.exists():
         found = manifest.read(out, "corpus")
-        if found.recipe != settings:
+        if with_defaults(CorpusSettings, found.recipe) != settings:
             raise InputError(
                 f"{out} was built from another source or clean recipe, or its tokens were counted with another "
                 "tokenizer; remove it or choose another --out"
@@ -73,7 +81,7 @@ def build_corpus(
     marks = recipe.clean.overlap != "off"
     benchmarks = describe_benchmarks(benchmarks_folder(recipe.clean)) if marks else []
     with manifest.building(out) as partial:
-        work = work_folder(out, {"recipe": settings, "inputs": state(tasks), "benchmarks": benchmarks})
+        work = work_folder(out, {"recipe": settings, "inputs": state(tasks), "benchmarks": benchmarks}, CorpusSettings)
         build = _Build(recipe, tasks, work, workers, tokenizer, on_progress)
         build.clean()
         repeats = build.find_repeats()
@@ -200,10 +208,13 @@ def read_texts(path: Path) -> Iterator[str]:
             yield from (text.as_py() for text in batch.column(0))
 
 
-def work_folder(out: Path, plan: dict[str, Any]) -> Path:
-    """The folder for what is between the stages of a build. One left by another plan is thrown away."""
+def work_folder(out: Path, plan: dict[str, Any], recipe: type[Section] | None = None) -> Path:
+    """The folder for what is between the stages of a build. One left by another plan is thrown away.
+
+    `recipe`: what `plan["recipe"]` is a tree of; one of an older version is compared with today's defaults added.
+    """
     work, text = _work_path(out), json.dumps(plan, sort_keys=True).encode()
-    if work.is_dir() and (not (work / "plan.json").is_file() or (work / "plan.json").read_bytes() != text):
+    if work.is_dir() and _kept_plan(work, recipe) != json.loads(text):
         manifest.remove(work)
         shutil.rmtree(manifest.partial_path(out))
         manifest.partial_path(out).mkdir()
@@ -211,6 +222,14 @@ def work_folder(out: Path, plan: dict[str, Any]) -> Path:
     manifest.write_file(work / "plan.json", text)
     clear_strays(work)
     return work
+
+
+def _kept_plan(work: Path, recipe: type[Section] | None) -> Any:
+    """The plan that a broken build left; None if it was killed before it wrote one."""
+    if not (work / "plan.json").is_file():
+        return None
+    plan = json.loads((work / "plan.json").read_bytes())
+    return {**plan, "recipe": with_defaults(recipe, plan["recipe"])} if recipe and "recipe" in plan else plan
 
 
 def drop_work(out: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobillama import manifest
-from mobillama.config import DataRecipe
+from mobillama.config import DataRecipe, with_defaults
 from mobillama.data.build import build_shards, corpus_folder
 from mobillama.data.executor import Executor, OnProgress
 from mobillama.data.remote import BUFFER, open_file_system
@@ -69,7 +69,7 @@ def build_at(
     """
     address = address.rstrip("/")
     if (found := published(address)) is not None:
-        if found.recipe != recipe.tree():
+        if with_defaults(DataRecipe, found.recipe) != recipe.tree():
             raise InputError(f"{address} exists already, built from another recipe; choose another --out or remove it")
         return found
     folder = local_folder(address)

@@ -19,7 +19,15 @@ from mobillama import manifest
 from mobillama.errors import InputError
 from mobillama.eval import data as local_data
 from mobillama.eval.contamination import known_overlap
-from mobillama.eval.results import ITEMS, SETTINGS, read_items, read_results, seal_results, write_tree
+from mobillama.eval.results import (
+    ITEMS,
+    SETTINGS,
+    read_items,
+    read_results,
+    seal_results,
+    todays_settings,
+    write_tree,
+)
 from mobillama.eval.suite import Benchmark, Suite, find_suite, read_suite, task_files
 
 CHUNK_CHARACTERS = 400_000  # text of the requests that are computed together, each context counted once
@@ -107,7 +115,8 @@ def evaluate(
 def _finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of results that are there already. Error: InputError if they were made with other settings."""
     there = read_results(out)
-    if changed := [name for name in settings if there.manifest.recipe.get(name) != settings[name]]:
+    before = todays_settings(there.manifest.recipe)
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
         raise InputError(f"{out} holds results with another {changed[0]}; choose another --out or remove it")
     return {**there.scores, "out": str(out), "digest": there.manifest.digest()}
 
@@ -273,7 +282,7 @@ def _same_settings(partial: Path, settings: Mapping[str, Any]) -> None:
     if not path.is_file():
         write_tree(path, settings)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = todays_settings(json.loads(path.read_text(encoding="utf-8")))
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         name = changed[0]
         raise InputError(

@@ -15,7 +15,15 @@ from typing import Any
 
 from mobillama import manifest
 from mobillama.errors import InputError
-from mobillama.eval.results import ITEMS, SETTINGS, Results, read_results, seal_results, write_tree
+from mobillama.eval.results import (
+    ITEMS,
+    SETTINGS,
+    Results,
+    read_results,
+    seal_results,
+    todays_settings,
+    write_tree,
+)
 
 
 def share_folder(out: Path, rank: int, size: int) -> Path:
@@ -78,7 +86,7 @@ def _one_evaluation(parts: Sequence[Results]) -> dict[str, Any]:
     if sorted(part.share for part in parts) != [(rank, size) for rank in range(size)]:
         found = ", ".join(f"{part.share[0] + 1}/{part.share[1]} ({part.folder})" for part in parts)
         raise InputError(f"found the shares {found}; expected each of {size} once")
-    settings = [{**part.manifest.recipe, "share": [0, 1]} for part in parts]
+    settings = [{**todays_settings(part.manifest.recipe), "share": [0, 1]} for part in parts]
     for part, mine in zip(parts, settings, strict=True):
         if changed := [name for name in settings[0] if settings[0][name] != mine.get(name)]:
             raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama import manifest
+from mobillama.config import with_defaults
 from mobillama.errors import DamagedFileError
 from mobillama.eval.suite import Suite
 
@@ -69,6 +70,11 @@ def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a tree of plain JSON types, whole or not at all."""
     text = json.dumps(tree, indent=1, ensure_ascii=False, sort_keys=True)
     manifest.write_file(path, text.encode() + b"\n")
+
+
+def todays_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an evaluation that an older version began, its suite with the defaults of today's keys."""
+    return {**settings, "suite": with_defaults(Suite, settings.get("suite", {}))}
 
 
 def seal_results(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama import manifest
-from mobillama.config import TrainRecipe, resolve
+from mobillama.config import TrainRecipe, resolve, with_defaults
 
 CHECKPOINTS = 4  # in a training: what a kill can cost is a quarter of it
 
@@ -87,8 +87,23 @@ def make_trial(
     if source:
         tree["init"] = {"model": str((source.run / "model").resolve()), "ffn": ffn}
     recipe = resolve(TrainRecipe, tree, name)
-    settled = recipe.tree()
-    if source:  # what the source is, not where it lies
-        settled["init"]["model"] = source.name
+    settled = _settled(recipe.tree())
     mark = hashlib.sha256(manifest.canonical([settled, rows_per_source])).hexdigest()[:8]
-    return Trial(folder, f"{name}-{mark}", recipe, rows_per_source)
+    known = _begun(folder, name, settled, rows_per_source)
+    return Trial(folder, known or f"{name}-{mark}", recipe, rows_per_source)
+
+
+def _settled(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's tree that says what the model to start from is, not where it lies: `runs/NAME/model` is NAME."""
+    start = tree["init"]["model"]
+    return {**tree, "init": {**tree["init"], "model": Path(start).parent.name if start else ""}}
+
+
+def _begun(folder: Path, name: str, settled: Mapping[str, Any], rows_per_source: int) -> str | None:
+    """The name of a trial of these settings that an older version described: its mark knew fewer keys."""
+    for path in sorted((folder / "trials").glob(f"{name}-*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        then = with_defaults(TrainRecipe, kept["recipe"])
+        if (then["name"], kept["rows_per_source"]) == (name, rows_per_source) and _settled(then) == settled:
+            return path.stem
+    return None

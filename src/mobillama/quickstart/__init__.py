@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama import manifest
-from mobillama.config import DataRecipe, TrainRecipe, read_recipe, resolve
+from mobillama.config import DataRecipe, TrainRecipe, read_recipe, resolve, with_defaults
 from mobillama.errors import InputError, TrainingError
 from mobillama.quickstart.answers import PROMPTS, try_engine, write_samples
 from mobillama.report.page import write_quickstart_page
@@ -99,7 +99,7 @@ def build_data(chain: Chain, out: Path) -> None:
     """Corpus and shards, or those there. Error: InputError if they are of another recipe."""
     shards = out / "shards"
     if shards.exists():
-        if manifest.read(shards, "shards").recipe != chain.data.tree():
+        if with_defaults(DataRecipe, manifest.read(shards, "shards").recipe) != chain.data.tree():
             raise InputError(
                 f"{shards} was built from another recipe than {chain.data.name!r}; remove {out} or choose another --out"
             )
@@ -175,7 +175,7 @@ def planned_models(chain: Chain, plan: Mapping[str, Any]) -> dict[str, TrainReci
 def train_model(recipe: TrainRecipe, out: Path, name: str) -> None:
     """Train one model, or go on where it stands."""
     began = json.loads(path.read_text(encoding="utf-8")) if (path := out / name / "run.json").is_file() else {}
-    if _is_there(out, name) and began.get("recipe_digest") == recipe.digest():
+    if _is_there(out, name) and with_defaults(TrainRecipe, began.get("recipe", {})) == recipe.tree():
         return
     from mobillama.train.loop import train
 
