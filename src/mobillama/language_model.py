@@ -5,7 +5,7 @@ It is read from a model folder, a run or a name on the Hugging Face hub; a model
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mobillama.errors import InputError
 from mobillama.generation.sampling import Settings
 from mobillama.generation.sequences import Generation
 from mobillama.generation.text import TextModel
+from mobillama.model.end_ids import read_end_ids
 from mobillama.model.generate import generate
 from mobillama.model.hub import find_folder
 from mobillama.model.ids import as_rows
@@ -45,8 +46,13 @@ class LanguageModel(TextModel):
     True
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None, name: str = "model") -> None:
-        """Put together what `load` would read; the model stays where it is and keeps its type."""
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | None, name: str = "model", *, end_ids: Collection[int] = ()
+    ) -> None:
+        """Put together what `load` would read; the model stays where it is and keeps its type.
+
+        end_ids: ids that end a text beside those that the tokenizer names.
+        """
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise InputError(
                 f"the tokenizer of {name} has {tokenizer.vocab_size} pieces, the model an embedding of"
@@ -54,7 +60,7 @@ class LanguageModel(TextModel):
             )
         self.model = model.eval()
         self.name = name
-        self._tokenizer = tokenizer
+        self._tokenizer, self._end_ids = tokenizer, frozenset(end_ids)
 
     @classmethod
     def load(
@@ -70,7 +76,8 @@ class LanguageModel(TextModel):
         folder = find_folder(name, revision)
         model = load_model(folder, dtype=here.dtype).to(here.device)
         has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model"))
-        return cls(model, Tokenizer.load(folder) if has_tokenizer else None, str(name))
+        end_ids = read_end_ids(folder, model.config.vocab_size)
+        return cls(model, Tokenizer.load(folder) if has_tokenizer else None, str(name), end_ids=end_ids)
 
     @property
     def config(self) -> ModelConfig:
@@ -86,6 +93,11 @@ class LanguageModel(TextModel):
                 " tokenizer the model was trained with into the folder (token ids work without)"
             )
         return self._tokenizer
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids any of which ends a text: those of the tokenizer, of config.json and of generation_config.json."""
+        return super().end_ids | self._end_ids
 
     @property
     def device(self) -> torch.device:

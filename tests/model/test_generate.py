@@ -88,15 +88,16 @@ def test_text_made_in_two_halves_equals_text_made_at_once(model: Transformer) ->
     assert [first + second] == run(model, [PROMPTS[1]], Settings(max_new_tokens=12, temperature=1.0, seed=3))
 
 
-def test_eos_ends_one_sequence_and_is_not_returned(model: Transformer) -> None:
+@pytest.mark.parametrize("places", [[4], [4, 2]])
+def test_any_end_id_ends_one_sequence_and_is_not_returned(model: Transformer, places: list[int]) -> None:
     free = run(model, PROMPTS, GREEDY)
-    eos = free[1][4]
-    ended = generate(model, PROMPTS, Settings(max_new_tokens=12, temperature=0.0, eos_id=eos))
+    ends = frozenset(free[1][place] for place in places)
+    ended = generate(model, PROMPTS, Settings(max_new_tokens=12, temperature=0.0, end_ids=ends))
     steps = list(ended)
     for index, text in enumerate(free):
-        cut = text.index(eos) if eos in text else len(text)
+        cut = next((place for place, id_ in enumerate(text) if id_ in ends), len(text))
         assert [step[index] for step in steps if step[index] is not None] == text[:cut]
-        assert ended.endings[index] == ("eos" if eos in text else "length")
+        assert ended.endings[index] == ("eos" if cut < len(text) else "length")
     assert ended.endings.count("eos") in range(1, len(PROMPTS))
 
 

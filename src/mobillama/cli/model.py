@@ -122,4 +122,9 @@ def written(result: dict[str, Any]) -> str:
         f"{result['out']}: {result['bytes'] / 1e6:,.1f} MB, {result['bits_per_weight']:.2f} bits per weight ({types})"
     ]
     lines += [f"{tensor}: {why}" for tensor, why in result["fallbacks"].items()]
+    ends = result["end_ids"]
+    if sum(map(len, ends.values())) > 1:
+        lines.append(
+            "a text ends at any of: " + ", ".join(f"{', '.join(map(str, ids))} ({key})" for key, ids in ends.items())
+        )
     return "\n".join(lines)

@@ -8,7 +8,7 @@ lm_eval.models.huggingface.HFLM does it, so that scores agree request by request
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
@@ -54,13 +54,23 @@ Pair = tuple[list[int], list[int]]  # ids of a context and of a continuation
 class Adapter(TemplateLM):  # type: ignore[misc]
     """What lm_eval asks of a model, answered by a scorer."""
 
-    def __init__(self, scorer: Scorer, encoder: Encoder, *, bos: bool, empty: Empty | None = None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        encoder: Encoder,
+        *,
+        bos: bool,
+        empty: Empty | None = None,
+        end_ids: Collection[int] = (),
+    ) -> None:
         """bos: put <s> before every context. empty: what stands for no context; None = <s> if there is one (as HFLM).
 
+        end_ids: ids that end a generated text beside the encoder's `eos_id`.
         Error: InputError if the tokenizer lacks an id that is asked for.
         """
         super().__init__()
         self.scorer, self.encoder, self.bos = scorer, encoder, bos
+        self.end_ids = frozenset(end_ids) | ({encoder.eos_id} if encoder.eos_id is not None else set())
         if bos and encoder.bos_id is None:
             raise InputError("bos was asked for, but the tokenizer has no <s>; leave it out")
         self.empty: Empty = empty or ("eos" if encoder.bos_id is None else "bos")
@@ -166,7 +176,6 @@ class Adapter(TemplateLM):  # type: ignore[misc]
 
     def _generate(self, context: str, wanted: dict[str, Any], repeats: dict[str, int]) -> str:
         kwargs = dict(normalize_gen_kwargs(wanted, MAX_NEW))
-        eos = self.encoder.eos_id
         stops = [stop for stop in handle_stop_sequences(kwargs.pop("until"), eos=None) if stop]
         most = int(kwargs.pop("max_gen_toks"))
         sampled = bool(kwargs.pop("do_sample"))
@@ -185,7 +194,7 @@ class Adapter(TemplateLM):  # type: ignore[misc]
             max_new_tokens=most,
             temperature=temperature if sampled else 0.0,
             seed=again,
-            eos_id=eos,
+            end_ids=self.end_ids,
             **{"top_p": 1.0, **shape},
         )
         prompt = (self.tok_encode(context) or [self._prefix])[-room:]

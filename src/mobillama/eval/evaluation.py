@@ -79,7 +79,8 @@ def evaluate(
     def open_model() -> tuple[Any, Any, dict[str, Any]]:
         subject = model()
         bos = subject.bos if choices.bos is None else choices.bos
-        adapter = Adapter(subject.scorer, subject.encoder, bos=bos, empty=choices.empty)  # type: ignore[arg-type]
+        empty: Any = choices.empty
+        adapter = Adapter(subject.scorer, subject.encoder, bos=bos, empty=empty, end_ids=subject.end_ids)
         return subject, adapter, _settings(suite, own, subject, adapter, choices, hashes)
 
     if again and (out / manifest.FILE).is_file():

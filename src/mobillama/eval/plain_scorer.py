@@ -42,7 +42,7 @@ class PlainScorer(Scorer):
             ids: list[int] = []
             while len(ids) < settings.max_new_tokens and len(prompt) + len(ids) < self.context_length:
                 following = int(np.asarray(self._logits([*prompt, *ids])[-1]).argmax())
-                if following == settings.eos_id:
+                if following in settings.end_ids:
                     break
                 ids.append(following)
                 if stopped(index, ids):

@@ -34,6 +34,7 @@ class Subject:
     made_from: list[dict[str, str]] = field(default_factory=list)
     words: str = ""  # where and how it computes
     folder: Path | None = None  # of the model (of a .gguf file: itself), from which its training data can be found
+    end_ids: frozenset[int] = frozenset()  # any of them ends a generated text
     trained: dict[str, int] = field(default_factory=dict)  # `step` and `tokens`, where its manifest says so
 
 
@@ -86,6 +87,7 @@ def _torch(name: str, folder: Path, here: Any) -> Subject:
         _origins(folder),
         here.words(),
         folder,
+        loaded.end_ids,
         _trained(folder),
     )
 
@@ -117,6 +119,7 @@ def subject_of(
         made_from,
         here.words(),
         folder,
+        loaded.end_ids,
         _trained(folder),
     )
 
@@ -126,6 +129,7 @@ def _transformers(name: str, folder: Path, here: Any) -> Subject:
 
     from mobillama.device import dtype_name
     from mobillama.eval.transformers_scorer import TransformersScorer
+    from mobillama.model.end_ids import read_end_ids
 
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -145,8 +149,9 @@ def _transformers(name: str, folder: Path, here: Any) -> Subject:
         )
     dtype = dtype_name(here.dtype)
     scorer = TransformersScorer(model)
+    end_ids = frozenset(read_end_ids(folder, model.get_input_embeddings().num_embeddings))
     return Subject(
-        name, scorer, encoder, "transformers", dtype, encoder.adds_bos, _origins(folder), here.words(), folder
+        name, scorer, encoder, "transformers", dtype, encoder.adds_bos, _origins(folder), here.words(), folder, end_ids
     )
 
 
@@ -163,7 +168,8 @@ def _engine(name: str, threads: int) -> Subject:
         made_from.append({"kind": "model", "name": str(keys.get("general.name", path.stem)), "digest": str(digest)})
     bos = bool(keys.get("tokenizer.ggml.add_bos_token", True))  # a LLaMA tokenizer adds it if nothing is said
     words = f"the engine, {model.info.isa}"
-    return Subject(name, EngineScorer(model), model.tokenizer, "engine", "gguf", bos, made_from, words, path)
+    scorer = EngineScorer(model)
+    return Subject(name, scorer, model.tokenizer, "engine", "gguf", bos, made_from, words, path, model.end_ids)
 
 
 class HubEncoder:
@@ -213,9 +219,10 @@ def _trained(folder: Path) -> dict[str, int]:
 
 
 def _origins(folder: Path) -> list[dict[str, str]]:
-    """The artefact a folder is, or, where it is none, its files with weights, shapes and tokenizer."""
+    """The artefact a folder is, or, where it is none, its files with weights, shapes, end ids and tokenizer."""
     if (folder / manifest.FILE).is_file():
         return [manifest.origin(folder)]
-    names = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    weights, words = ("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    names = (*weights, "config.json", "generation_config.json", *words)
     files = sorted({path for pattern in names for path in folder.glob(pattern)})
     return [{"kind": "source file", "name": path.name, "digest": manifest.sha256_file(path)} for path in files]

@@ -101,7 +101,7 @@ class TransformersScorer(Scorer):
         """As Scorer.continue_ids, one prompt at a time."""
         from transformers import StoppingCriteriaList
 
-        texts = []
+        texts, ends_at = [], sorted(settings.end_ids)
         for index, prompt in enumerate(prompts):
             room = min(settings.max_new_tokens, self.context_length - len(prompt))
             ids = torch.tensor([list(prompt)], device=self.model.device)
@@ -117,14 +117,14 @@ class TransformersScorer(Scorer):
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=room,
-                eos_token_id=settings.eos_id,
-                pad_token_id=settings.eos_id if settings.eos_id is not None else 0,
+                eos_token_id=ends_at or None,
+                pad_token_id=ends_at[0] if ends_at else 0,
                 repetition_penalty=settings.repetition_penalty,
                 stopping_criteria=StoppingCriteriaList([ends]),
                 **choice,
             )
             text = out[0, len(prompt) :].tolist()
-            texts.append(text[:-1] if text and text[-1] == settings.eos_id else text)
+            texts.append(text[:-1] if text and text[-1] in settings.end_ids else text)
         return texts
 
 

@@ -26,6 +26,7 @@ class Folded:
         self.config = folded_config(source.config)
         self.tokenizer = source.tokenizer
         self.lineage = source.lineage
+        self.end_ids = source.end_ids
 
     def weight(self, name: str) -> Tensor:
         """As Source.weight."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mobillama.errors import InputError
 from mobillama.export.fold_gains import fold_gains, require_no_adapters
 from mobillama.export.gguf_file import quantize_model
 from mobillama.model import config_file
+from mobillama.model.end_ids import GENERATION_FILE, read_end_ids
 from mobillama.model.ffn_copies import PARTS, ffn_name
 from mobillama.model.hub import find_folder
 from mobillama.model.tensor_files import SAFETENSORS, open_tensors
@@ -62,14 +63,21 @@ def write_folder(folder: Path, out: Path, form: str) -> None:
     if form == "llama":
         require_no_adapters(loaded.config, "a plain LLaMA")
         loaded = fold_gains(loaded)
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    tokenizer = Tokenizer.load(folder) if has_tokenizer else None
+    end_ids = read_end_ids(folder, loaded.config.vocab_size)
+    if not end_ids:
+        end_ids = (tokenizer.eos_id if tokenizer else config_file.EOS_ID,)
     with manifest.building(out) as partial:
         clear(partial)
         if form == "hf":
-            save_model(partial, loaded, loaded.config)
+            save_model(partial, loaded, loaded.config, end_ids=end_ids)
         else:
-            write_llama(partial, loaded)
-        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-            Tokenizer.load(folder).save(partial)
+            write_llama(partial, loaded, end_ids)
+        if (folder / GENERATION_FILE).is_file():
+            shutil.copyfile(folder / GENERATION_FILE, partial / GENERATION_FILE)
+        if tokenizer:
+            tokenizer.save(partial)
         made_from = [manifest.origin(folder)] if (folder / manifest.FILE).is_file() else []
         manifest.seal(partial, out, "model", made_from=made_from, recipe={"format": form, **loaded.config.tree()})
 
@@ -86,18 +94,21 @@ def clear(partial: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def write_llama(folder: Path, model: Transformer) -> None:
-    """Write config.json and model.safetensors of a LlamaForCausalLM that computes what `model` computes."""
+def write_llama(folder: Path, model: Transformer, end_ids: Sequence[int] = (config_file.EOS_ID,)) -> None:
+    """Write config.json and model.safetensors of a LlamaForCausalLM that computes what `model` computes.
+
+    end_ids: the ids any of which ends a text.
+    """
     tensors = llama_tensors(model)
     write_safetensors(folder / SAFETENSORS, tensors)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    tree = llama_config(model.config, dtype)
+    tree = llama_config(model.config, dtype, end_ids)
     manifest.write_file(folder / config_file.FILE, json.dumps(tree, indent=2).encode() + b"\n")
 
 
-def llama_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+def llama_config(config: ModelConfig, dtype: str, end_ids: Sequence[int] = (config_file.EOS_ID,)) -> dict[str, Any]:
     """The config.json of the same shapes as a plain LLaMA."""
-    tree = config_file.config_tree(config, dtype)
+    tree = config_file.config_tree(config, dtype, end_ids)
     del tree["auto_map"]
     return {**tree, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, Keys, size_label
+from gguf import GGUFValueType, GGUFWriter, Keys, size_label
 from numpy.typing import NDArray
 
 from mobillama import manifest
@@ -27,6 +27,7 @@ from mobillama.tokenizer.gguf_vocabulary import write_tokenizer
 from mobillama.tokenizer.tokenizer import Tokenizer
 
 QUANTIZATION_VERSION = 2  # of the layout of blocks in GGUF
+END_IDS = "mobillama.end_token_ids"  # those for which GGUF's standard keys have no room
 
 Importance = Mapping[str, NDArray[np.float32]]
 
@@ -52,7 +53,7 @@ def quantize_model(
     tokenizer: one to put inside in place of the model's own. threads: 0 = one per core. progress: called with the share
     that is written, 0 to 1.
     Result: `out`, `bytes`, `weights`, `bits_per_weight`, `architecture`, `types` by kind, `fallbacks` (tensors -> what
-    they got and why, empty where every row fits), `seconds`.
+    they got and why, empty where every row fits), `end_ids` (by the key that holds them), `seconds`.
     Gains of layers are folded into the copies of their FFN (`llama`); `mobillama` has no place for them.
     Errors: InputError for an unknown model, type or architecture, an `out` that exists, importance that fits no tensor,
     weights that are not finite, a model with FFN adapters, or with gains where they cannot be folded.
@@ -80,6 +81,7 @@ def quantize_model(
         "architecture": architecture,
         "types": plan.types,
         "fallbacks": plan.fallbacks,
+        "end_ids": end_keys(source),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -189,6 +191,21 @@ def _add_keys(writer: GGUFWriter, plan: _Plan, source: Source) -> None:
         writer.add_string(Keys.Tokenizer.MODEL, "none")
     else:
         write_tokenizer(writer, source.tokenizer, config.vocab_size)
+        ends = end_keys(source)
+        for id_ in ends.get(Keys.Tokenizer.EOT_ID, ()):
+            writer.add_eot_token_id(id_)
+        if END_IDS in ends:
+            writer.add_key_value(END_IDS, ends[END_IDS], GGUFValueType.ARRAY, GGUFValueType.UINT32)
+
+
+def end_keys(source: Source) -> dict[str, list[int]]:
+    """The ids that end a text, by the key that holds them: GGUF has one for eos, one for eot; the rest are in ours."""
+    if source.tokenizer is None:
+        return {}
+    first = source.tokenizer.eos_id
+    further = [id_ for id_ in source.end_ids if id_ != first]
+    held = {Keys.Tokenizer.EOS_ID: [first], Keys.Tokenizer.EOT_ID: further[:1], END_IDS: further[1:]}
+    return {key: ids for key, ids in held.items() if ids}
 
 
 def _digest(importance: Importance) -> str:

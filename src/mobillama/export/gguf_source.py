@@ -10,6 +10,7 @@ from torch import Tensor
 from mobillama import manifest
 from mobillama.config import ModelConfig, presets, read_recipe
 from mobillama.errors import InputError
+from mobillama.model.end_ids import read_end_ids
 from mobillama.model.hub import find_folder
 from mobillama.model.initialise import draw_weight, outline_model
 from mobillama.model.weights import open_weights
@@ -25,6 +26,7 @@ class Source(Protocol):
     config: ModelConfig
     tokenizer: Tokenizer | None
     lineage: dict[str, str]  # what the file says of its origin: key -> value
+    end_ids: tuple[int, ...]  # ids that end a text, beside those that the tokenizer names
 
     def weight(self, name: str) -> Tensor:
         """A weight, in the type it is stored in; copy what is to be kept."""
@@ -40,6 +42,7 @@ class Folder:
         holds_tokenizer = any((folder / name).is_file() for name in (FILE, MODEL_FILE))
         self.tokenizer: Tokenizer | None = Tokenizer.load(folder) if holds_tokenizer else None
         self.lineage = lineage_of(folder) if (folder / manifest.FILE).is_file() else {}
+        self.end_ids = read_end_ids(folder, self.config.vocab_size)
 
     def weight(self, name: str) -> Tensor:
         return self.stored.tensor(name)
@@ -53,6 +56,7 @@ class Preset:
         self.tokenizer: Tokenizer | None = None
         self.shapes = {name: weight.shape for name, weight in outline_model(config).named_parameters()}
         self.lineage = {"mobillama.random_weights": f"seed {seed}"}
+        self.end_ids: tuple[int, ...] = ()
 
     def weight(self, name: str) -> Tensor:
         return draw_weight(name, self.shapes[name], self.config, self.seed)

@@ -34,7 +34,7 @@ class Settings:
     top_p: float = 0.95  # keep the fewest likeliest tokens whose probabilities reach this sum; 1 = all
     repetition_penalty: float = 1.0  # ids already in prompt or text: logit / penalty if > 0, else logit * penalty
     seed: int = 0
-    eos_id: int | None = None  # ends a sequence and is not returned
+    end_ids: frozenset[int] = frozenset()  # any of them ends a sequence and is not returned
     num_ids: int | None = None  # choose among the first this many ids only: a tokenizer can be smaller than its model
 
     def __post_init__(self) -> None:

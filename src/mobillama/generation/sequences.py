@@ -40,8 +40,8 @@ class Generation(ABC, Iterator[list[int | None]]):
         self.endings[index] = "stop"
 
     def _accept(self, index: int, token: int) -> int | None:
-        """Count a new id of a sequence; None if it is the end-of-text id, which is not part of the text."""
-        if token == self.settings.eos_id:
+        """Count a new id of a sequence; None if it is an id that ends a text, which is not part of it."""
+        if token in self.settings.end_ids:
             self.endings[index] = "eos"
             return None
         self._lengths[index] += 1

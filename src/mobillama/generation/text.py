@@ -54,6 +54,11 @@ class TextModel(ABC):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Error: InputError if there is none."""
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids any of which ends a text."""
+        return frozenset((self.tokenizer.eos_id,))
+
     @abstractmethod
     def _continue(self, prompts: Sequence[Sequence[int]], settings: Settings, own: Mapping[str, Any]) -> Generation:
         """Begin to continue prompts of ids; nothing is computed before the first step."""
@@ -110,7 +115,7 @@ class TextStream(Iterator[tuple[int, str]]):
         if size < 1:
             raise InputError(f"batch_size={size}; expected 1 or more")
         own = {name: rest.pop(name) for name in sorted(owner.OWN_CHOICES & rest.keys())}
-        settings = Settings(eos_id=tokenizer.eos_id, num_ids=tokenizer.vocab_size, **rest)
+        settings = Settings(end_ids=owner.end_ids, num_ids=tokenizer.vocab_size, **rest)
         self._texts = [_Text(tokenizer, prompt, StopFilter(stops)) for prompt in prompts]
         first = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
         ids = [first + text.prompt_ids for text in self._texts]

@@ -7,6 +7,7 @@ Writes what transformers needs to load the folder, with the rotary base both as 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ SHAPES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 BOS_ID, EOS_ID = 1, 2
 
 
-def config_tree(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The content of config.json for weights of type `dtype` ("float32")."""
+def config_tree(config: ModelConfig, dtype: str, end_ids: Sequence[int] = (EOS_ID,)) -> dict[str, Any]:
+    """The content of config.json for weights of type `dtype` ("float32"); end_ids: any of them ends a text."""
     tree = config.tree()
     rope = {"rope_type": "default", "rope_theta": tree["rope_theta"]}
     return {
@@ -43,7 +44,7 @@ def config_tree(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "mlp_bias": FIXED["mlp_bias"],
         "attention_dropout": 0.0,
         "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
+        "eos_token_id": end_ids[0] if len(end_ids) == 1 else list(end_ids),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,

@@ -60,7 +60,7 @@ class Generation(sequences.Generation):
         return new
 
     def _choose(self, index: int, logits: Logits) -> int | None:
-        """The next id of one sequence, with its bookkeeping; None if it is the end-of-text id."""
+        """The next id of one sequence, with its bookkeeping; None if it is an id that ends a text."""
         seen = None if self._seen is None else self._seen[index]
         token = self._accept(index, choose(logits, seen, self.settings, self._lengths[index]))
         if seen is not None and token is not None:

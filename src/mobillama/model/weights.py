@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,13 @@ def save_model(
     model: Transformer | Mapping[str, Tensor],
     config: ModelConfig,
     extra_files: Mapping[str, Path] | None = None,
+    *,
+    end_ids: Sequence[int] = (config_file.EOS_ID,),
 ) -> None:
     """Write a model folder; a folder that is not there yet appears whole or not at all.
 
     model: a Transformer, or its state dict; kept in its own type. extra_files: name in the folder -> file to copy.
+    end_ids: the ids any of which ends a text, as config.json lists them.
     In a folder that exists (one being built) each file is whole or absent, and config.json comes last.
     Errors: InputError if the tensors are not those of `config`.
     """
@@ -65,13 +68,13 @@ def save_model(
         {name: tuple(tensor.shape) for name, tensor in state.items()}, _shapes(config), f"weights of {folder}"
     )
     if folder.exists():
-        _write_files(folder, state, config, extra_files or {})
+        _write_files(folder, state, config, extra_files or {}, end_ids)
         return
     beside = manifest.partial_path(folder)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        _write_files(beside, state, config, extra_files or {})
+        _write_files(beside, state, config, extra_files or {}, end_ids)
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -207,7 +210,11 @@ def _first(names: list[str]) -> str:
 
 
 def _write_files(
-    folder: Path, state: Mapping[str, Tensor], config: ModelConfig, extra_files: Mapping[str, Path]
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    extra_files: Mapping[str, Path],
+    end_ids: Sequence[int],
 ) -> None:
     (folder / config_file.FILE).unlink(missing_ok=True)
     tensors = {disk_name(name, config): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -218,7 +225,7 @@ def _write_files(
         with _whole(folder / name) as path:
             shutil.copyfile(source, path)
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    text = json.dumps(config_file.config_tree(config, dtype), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(config_file.config_tree(config, dtype, end_ids), indent=2, ensure_ascii=False) + "\n"
     manifest.write_file(folder / config_file.FILE, text.encode())
 
 

@@ -119,7 +119,7 @@ class Generation(sequences.Generation):
         before = context.length(index)
         context.verify(np.concatenate((self._text(index)[-1:], guess)), index)
         right = 0
-        while (token := self._choose(context, index, right)) != self.settings.eos_id:
+        while (token := self._choose(context, index, right)) not in self.settings.end_ids:
             if right == len(guess) or token != guess[right]:
                 break
             right += 1
