@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,18 @@ import pytest
 
 from mobillama.bench import decode, footprint, prefill, program, rounds, setting, speed, table6
 from mobillama.bench.notes import notes
+from mobillama.bench.process import ProcessEndedError
 from mobillama.bench.setting import Setting, kv_bytes, row
 from mobillama.errors import InputError, MeasurementError
 
 KEYS = {"name", "ours", "peer", "peer_name", "ratio", "unit", "pairs", "spread"}
+BUILT = {
+    "peer": "llama.cpp",
+    "build": {"name": "native", "flags": {}, "options": {}},
+    "tried": [],
+    "packages": [],
+    "compiler": "",
+}
 SHAPE = """
 vocab_size = 97
 hidden_size = 64
@@ -211,6 +221,76 @@ def test_ours_beside_transformers_is_measured_with_the_same_ids(
     assert decoded[:5] == [(8, ids[:1]), (9, ids[1:2]), (10, ids[2:3]), (11, ids[3:4]), (8, ids[:1])]
 
 
+PEER_SECTIONS = {
+    "decode": (speed.decode_half, ["decode-{}", "decode-{}-copies", "decode-{}-kv-int8", "floor-{}"]),
+    "busy": (speed.busy, ["busy-{}", "busy-{}-quiet"]),
+    "memory": (footprint.memory, ["memory-{}"]),
+    "first token": (footprint.first_token, ["first-token-{}"]),
+    "prefill": (prefill.SECTIONS["prefill-0.5b"], ["prefill-{}"]),
+    "table6": (lambda here: table6.column(here, speed.HALF), ["table6-{}"]),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=[pytest.mark.slow] if each in ("busy", "table6") else []) for each in PEER_SECTIONS],
+)
+def test_a_section_whose_peer_dies_still_prints_our_own_side(
+    name: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = setting.engines.command
+    dying = [sys.executable, "-c", "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)"]
+    monkeypatch.setattr(setting.engines, "command", lambda kind, *_: real(kind) if kind == "ours" else dying)
+    monkeypatch.setattr(setting.peers, "python_of", lambda *_: "python")
+    monkeypatch.setattr(setting.peers, "built_with", lambda *_: BUILT)
+    for constant, value in {"BUSY_TOKENS": 4, "STEPS": 4}.items():
+        monkeypatch.setattr(speed, constant, value)
+    monkeypatch.setattr(footprint, "TOKENS", 64)
+    monkeypatch.setattr(prefill, "PEAK_UNITS", {})
+    section, names = PEER_SECTIONS[name]
+    found = decode.run("decode", Setting("llama.cpp", rounds=1, folder=tmp_path), {name: section}, {})
+    model = speed.name_of(tiny)
+    assert [each["name"] for each in found["rows"]] == [each.format(model) for each in names]
+    assert found["rows"][0]["ours"] > 0
+    of_the_peer = [each for each in found["rows"] if each["peer_name"].startswith("llama.cpp")]
+    assert [each["peer"] for each in of_the_peer] == [None] * len(of_the_peer)
+    assert of_the_peer or name == "memory"  # whose other rows are about the peer alone
+    assert "'llama.cpp': it ended by SIGSEGV" in found["failed"][name] and "measured alone" in found["failed"][name]
+    assert found["notes"]
+
+
+def test_our_own_process_that_dies_gives_no_row(tmp_path: Path) -> None:
+    def died(_: Setting) -> speed.Section:
+        raise ProcessEndedError("ours", -11, "decode")
+
+    found = decode.run("decode", Setting("", folder=tmp_path), {"decode-0.5b": died}, {})
+    assert found["rows"] == [] and "'ours': it ended by SIGSEGV" in found["failed"]["decode-0.5b"]
+
+
+def test_the_bandwidth_is_read_from_more_memory_than_a_large_cache_holds() -> None:
+    class Reader:
+        about: dict[str, Any] = {"cache_bytes": 105 << 20}  # noqa: RUF012
+
+        def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+            self.bytes = arguments["bytes"]
+            return {"bytes_per_second": 1e9}
+
+    reader = Reader()
+    assert setting.reading_memory(reader, 2)() == [1e-9]  # type: ignore[arg-type]
+    assert reader.bytes == 8 * (105 << 20)
+
+
+def test_the_peak_is_measured_with_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill, "PEAK_SECONDS", 0.01)
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = prefill.dot_product_peak(1)
+    if "avx2" in flags and shutil.which("c++"):
+        assert found["peak_of"] == ("AVX-512 VNNI" if "avx512_vnni" in flags else "AVX2")
+        assert found["peak_multiply_adds_per_second"] > 1e9
+    monkeypatch.setattr(prefill, "PEAK_UNITS", {})
+    assert "AVX-512 VNNI or AVX2" in prefill.dot_product_peak(1)["peak_not_measured"]
+
+
 @pytest.mark.parametrize("peer_types", [setting.TYPES, setting.LOW])
 def test_each_side_opens_the_file_of_its_types(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer_types: str
@@ -224,6 +304,7 @@ def test_each_side_opens_the_file_of_its_types(
 
     monkeypatch.setattr(setting.Process, "ask", ask)
     monkeypatch.setattr(setting.peers, "python_of", lambda *_: "python")
+    monkeypatch.setattr(setting.peers, "built_with", lambda *_: BUILT)
     monkeypatch.setattr(setting.engines, "command", lambda *_: ["cat"])  # ends with its input
     here = Setting("llama.cpp", folder=tmp_path)
     with here.ours(tiny, types=setting.LOW), here.peer(tiny, types=peer_types):

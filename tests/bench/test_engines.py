@@ -100,13 +100,13 @@ def test_a_side_tells_its_memory_and_the_bandwidth(ours: Process) -> None:
 def test_a_side_that_ends_is_an_error_with_its_status(capfd: pytest.CaptureFixture[str]) -> None:
     with (
         Process("ours", engines.command("ours")) as process,
-        pytest.raises(MeasurementError, match=r"'ours' ended with status 1 when asked to 'open'"),
+        pytest.raises(MeasurementError, match=r"'ours': it ended with status 1 when asked to 'open'"),
     ):
         process.ask("open", file="no-such-file.gguf")
     assert "no-such-file.gguf" in capfd.readouterr().err
     with (
         Process("gone", [sys.executable, "-c", ""]) as process,
-        pytest.raises(MeasurementError, match="'gone' ended with status 0"),
+        pytest.raises(MeasurementError, match="'gone': it ended with status 0"),
     ):
         process._process.wait()
         process.ask("open")

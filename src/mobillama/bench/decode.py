@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobillama.bench import footprint, machine, peers, speed
+from mobillama.bench import footprint, machine, speed
 from mobillama.bench.notes import notes
+from mobillama.bench.process import ProcessEndedError
 from mobillama.bench.rounds import Placement
 from mobillama.bench.setting import FOLDER, Setting, new_file, save
 from mobillama.bench.speed import Section
@@ -103,7 +104,7 @@ def run(
     for number, (section, measured) in enumerate(sections.items(), 1):
         print(f"{section} ({number} of {len(sections)}), {time.monotonic() - started:.0f} s", file=sys.stderr)
         try:
-            found, about[section] = measured(setting)
+            found, about[section] = with_or_without_peer(section, measured, setting, failed)
             rows += found
         except MeasurementError as error:
             failed[section] = str(error)
@@ -122,9 +123,7 @@ def run(
             "peer": {
                 "name": setting.against,
                 "chosen": setting.chosen,
-                "built": peers.built_with("llama.cpp", setting.peers_folder)
-                if setting.against == "llama.cpp"
-                else None,
+                "built": setting.built,
             },
             "seconds": round(time.monotonic() - started),
             "saved": str(path),
@@ -133,3 +132,17 @@ def run(
         # After every section: a run that is cut keeps what it has.
         save(path, result)
     return result
+
+
+def with_or_without_peer(
+    section: str, measured: Callable[[Setting], Section], setting: Setting, failed: dict[str, str]
+) -> Section:
+    """A section; where the peer's process ends in it, our own side alone, and `failed` says how the peer ended."""
+    try:
+        return measured(setting)
+    except ProcessEndedError as error:
+        if error.name != setting.against:
+            raise
+        failed[section] = f"{error}; our own side was measured alone"
+        print(f"{section}: {failed[section]}", file=sys.stderr)
+        return measured(setting.alone())

@@ -93,10 +93,11 @@ class LlamaCpp:
         if level == 4:  # GGML_LOG_LEVEL_ERROR
             print(text.decode(errors="replace"), end="", file=sys.stderr)
 
-    def open(self, file: str, mmap: bool = True) -> Answer:
+    def open(self, file: str, mmap: bool = True, repack: bool = True) -> Answer:
         lib = self.lib
         params = lib.llama_model_default_params()
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if mmap else lib.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = repack
         self.model = lib.llama_model_load_from_file(file.encode(), params)
         if not self.model:
             raise RuntimeError(f"llama.cpp does not load {file}")

@@ -42,12 +42,12 @@ def memory(setting: Setting) -> Section:
         return row(name, [ours], [peer], peer_name, "MB peak", smaller_is_better=True)
 
     rows = [smaller(f"memory-{model}", least, "file + KV")]
-    for name, settings in (("smallest", SMALLEST), ("default", DEFAULT)):
+    for name, settings in (("smallest", SMALLEST), ("default", DEFAULT)) if setting.against else ():
         with setting.peer(HALF, tokens=TOKENS, **settings) as peer:
             peer.ask("prefill", ids=ids)
             peaks = peer.ask("memory")
         taken = (peaks["peak"] - peaks["before"]) / 1e6
-        rows.append(smaller(f"memory-{model}-llama.cpp-{name}", taken, f"llama.cpp, {name}"))
+        rows.append(smaller(f"memory-{model}-llama.cpp-{name}", taken, f"{setting.peer_name}, {name}"))
         about[f"llama.cpp {name}"] = {**settings, **peaks}
     return rows, about
 
@@ -71,10 +71,12 @@ def first_token(setting: Setting) -> Section:
             return [process.about["seconds"] + context["seconds"] + process.ask("prefill", ids=ids)["seconds"][0]]
 
     ended = program.Ended()
-    measured = setting.measure("first token", {"ours": (ended, ours), "peer": (ended, peer)})
-    mine, theirs = ([1.0 / each for each in measured.speeds(name)] for name in ("ours", "peer"))
-    name = f"first-token-{name_of(HALF)}"
-    return [row(name, mine, theirs, "llama.cpp", "s", smaller_is_better=True)], {"rounds": measured.tree()}
+    sides = {"ours": ours, **({"peer": peer} if setting.against else {})}
+    measured = setting.measure("first token", {name: (ended, turn) for name, turn in sides.items()})
+    seconds = {name: [1.0 / each for each in measured.speeds(name)] for name in sides}
+    name, theirs = f"first-token-{name_of(HALF)}", seconds.get("peer", [])
+    found = row(name, seconds["ours"], theirs, setting.peer_name, "s", smaller_is_better=True)
+    return [found], {"rounds": measured.tree()}
 
 
 def idle(setting: Setting) -> Section:

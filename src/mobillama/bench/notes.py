@@ -15,9 +15,11 @@ def notes(result: dict[str, Any]) -> list[str]:
             tried = ", ".join(f"{name}: {speed}" for name, speed in chosen[f"{what}_tried"].items())
             lines.append(f"{result['peer']['name']}'s best setting for {what}: {chosen[what]} (tried: {tried})")
     if built := result["peer"]["built"]:
-        flags = " ".join(f"{key}={value}" for key, value in built["recipe"]["flags"].items())
+        flags = " ".join(f"{key}={value!r}" for key, value in built["build"]["flags"].items())
         versions = [each for each in built["packages"] if each.startswith("llama")]
-        lines.append(f"{result['peer']['name']}: {' '.join(versions)}, built with {flags} by {built['compiler']}")
+        line = f"{result['peer']['name']}: {' '.join(versions)}, {built['build']['name']}, built with {flags}"
+        lines.append(f"{line} by {built['compiler']}")
+        lines += [f"{result['peer']['name']}, {tried['build']}: not used, {tried['end']}" for tried in built["tried"]]
     lines += [f"{name}: {_model(said)}" for name, said in result["models"].items()]
     return [*lines, f"fed: {result['fed']}"]
 
@@ -35,22 +37,26 @@ def _section(section: str, said: dict[str, Any]) -> Iterator[str]:
             yield line
     if "memory_bytes_per_second" in said:
         floor = f"{said['floor_bytes_per_token'] / 1e6:.1f} MB of weights and KV, each once"
-        yield f"{section}: memory gives {said['memory_bytes_per_second'] / 1e9:.1f} GB/s; a token needs {floor}"
+        speed = f"{said['memory_bytes_per_second'] / 1e9:.1f} GB/s"
+        cache = f"a cache of {said['cache_bytes'] / 1e6:.0f} MB, which other machines may share"
+        yield f"{section}: memory gives {speed} beside {cache}; a token needs {floor}"
     if "cores_kept_busy" in said:
-        cores = said["cores_kept_busy"], said["peer_cores_kept_busy"]
-        yield f"{section}: cores kept busy {cores[0]:.2f}, by the peer {cores[1]:.2f}"
+        line = f"{section}: cores kept busy {said['cores_kept_busy']:.2f}"
+        yield f"{line}, by the peer {theirs:.2f}" if (theirs := said.get("peer_cores_kept_busy")) else line
     if copies := said.get("copies"):
         counts = "counts" if copies["row_counts"] else "DOES NOT COUNT"
+        peer = "no peer" if copies["of_llama.cpp"] is None else f"{copies['of_llama.cpp']:.2f} x llama.cpp"
         yield (
-            f"{section}: our 22 copies reach {copies['of_llama.cpp']:.2f} x llama.cpp and "
+            f"{section}: our 22 copies reach {peer} and "
             f"{copies['of_bandwidth']:.0%} of the bandwidth (resident_bytes {copies['resident_bytes']}): "
             f"their row {counts}"
         )
     if "peak_multiply_adds_per_second" in said:
         peak = f"{said['peak_multiply_adds_per_second'] / 1e9:.0f} billion multiply-adds a second"
-        yield f"{section}: {said['share_of_peak']:.1%} of the dot-product unit's measured peak, {peak}"
+        amx = "; AMX, which the engine does not use, is not counted" if said["amx_not_counted"] else ""
+        yield f"{section}: {said['share_of_peak']:.1%} of the measured peak of {said['peak_of']}, {peak}{amx}"
     if "peak_not_measured" in said:
-        yield f"{section}: no share of the dot-product unit's peak: {said['peak_not_measured']}"
+        yield f"{section}: no share of the vector units' peak: {said['peak_not_measured']}"
     if "looked_for" in said and not said["sensors"]:
         yield f"{section}: no sensor, so no figure; looked for {'; '.join(said['looked_for'])}"
     for name in (each for each in said if each.startswith("llama.cpp ")):

@@ -20,6 +20,11 @@ SECTIONS: dict[str, Callable[[Setting], Section]] = {"prefill-0.5b": lambda sett
 TARGETS = {"prefill-0.5b-q4_0": (1.5, 2.0)}
 PEAK = Path(__file__).with_name("dot_peak.cpp")
 PEAK_SECONDS = 1.0
+# What /proc/cpuinfo calls an extension -> its name here, and how the peak is compiled for it; the first found counts.
+PEAK_UNITS = {
+    "avx512_vnni": ("AVX-512 VNNI", ("-mavx512f", "-mavx512vnni")),
+    "avx2": ("AVX2", ("-mavx2",)),
+}
 
 
 def measure(against: str = "llama.cpp", rounds: int = 5, folder: Path = FOLDER) -> dict[str, Any]:
@@ -31,13 +36,15 @@ def prefill(setting: Setting, preset: str) -> Section:
     """One model: ours against the peer at its best setting for prompts."""
     ids = setting.ids(preset, PREFILLED)
     with ExitStack() as stack:
-        ours, peer = stack.enter_context(setting.ours(preset)), stack.enter_context(setting.peer(preset))
+        sides = {"ours": stack.enter_context(setting.ours(preset))}
+        if setting.against:
+            sides["peer"] = stack.enter_context(setting.peer(preset))
         if setting.against == "llama.cpp":
-            best = setting.best_prefill(preset, peer)
-            peer.ask("context", max_tokens=PREFILLED, threads=setting.threads, **best)
-        turns = {name: (process, prefilling(process, ids)) for name, process in (("ours", ours), ("peer", peer))}
+            best = setting.best_prefill(preset, sides["peer"])
+            sides["peer"].ask("context", max_tokens=PREFILLED, threads=setting.threads, **best)
+        turns = {name: (process, prefilling(process, ids)) for name, process in sides.items()}
         measured = setting.measure(f"prefill {preset}", turns)
-    speeds = measured.speeds("ours"), measured.speeds("peer")
+    speeds = measured.speeds("ours"), measured.speeds("peer") if setting.against else []
     # Every matrix for every token, but the head for the last one alone; attention's own products are not counted.
     config = setting.config(preset)
     head = config.vocab_size * config.hidden_size
@@ -46,21 +53,25 @@ def prefill(setting: Setting, preset: str) -> Section:
     about |= dot_product_peak(setting.threads)
     if peak := about.get("peak_multiply_adds_per_second"):
         about["share_of_peak"] = statistics.median(speeds[0]) * products / peak
-    return [row(f"prefill-{name_of(preset)}", *speeds, setting.against, "tokens/s")], about
+    return [row(f"prefill-{name_of(preset)}", *speeds, setting.peer_name, "tokens/s")], about
 
 
 def dot_product_peak(threads: int) -> dict[str, Any]:
-    """8-bit multiply-adds per second of AVX-512 VNNI on all threads, or why it was not measured."""
+    """8-bit multiply-adds per second of the vector units on all threads (AVX-512 VNNI, else AVX2), or why not known.
+
+    AMX is not among them, though a processor may have it: the engine does not use it.
+    """
     flags = next((line for line in _lines("/proc/cpuinfo") if line.startswith("flags")), "").split()
     compiler = shutil.which("c++") or shutil.which("g++")
-    if "avx512_vnni" not in flags or compiler is None:
-        return {"peak_not_measured": "it is measured with a C++ compiler on a CPU with AVX-512 VNNI"}
+    unit = next((unit for flag, unit in PEAK_UNITS.items() if flag in flags), None)
+    if unit is None or compiler is None:
+        return {"peak_not_measured": "it is measured with a C++ compiler on a CPU with AVX-512 VNNI or AVX2"}
+    name, options = unit
     with tempfile.TemporaryDirectory(prefix="mobillama-bench-") as folder:
         built = Path(folder) / "dot_peak"
-        options = ["-O3", "-std=c++20", "-mavx512f", "-mavx512vnni", "-pthread", str(PEAK), "-o", str(built)]
-        subprocess.run([compiler, *options], check=True)
+        subprocess.run([compiler, "-O3", "-std=c++20", *options, "-pthread", str(PEAK), "-o", str(built)], check=True)
         runs = [float(subprocess.check_output([str(built), str(threads), str(PEAK_SECONDS)])) for _ in range(3)]
-    return {"peak_multiply_adds_per_second": max(runs)}
+    return {"peak_multiply_adds_per_second": max(runs), "peak_of": name, "amx_not_counted": "amx_int8" in flags}
 
 
 def _lines(path: str) -> list[str]:

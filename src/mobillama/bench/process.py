@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,17 @@ from typing import Any, Self
 from mobillama.errors import MeasurementError
 
 PROC = Path("/proc")
+
+
+class ProcessEndedError(MeasurementError):
+    """The process of a side ended instead of answering."""
+
+    def __init__(self, name: str, status: int, asked: str) -> None:
+        """status: as Popen gives it, negative if a signal ended the process."""
+        by_signal = f"it ended by {signal.Signals(-status).name}" if -status in {*signal.Signals} else ""
+        self.name, self.asked = name, asked
+        self.status = by_signal or f"it ended with status {status}"
+        super().__init__(f"the process of {name!r}: {self.status} when asked to {asked!r}; its own message is above")
 
 
 class Process:
@@ -31,7 +43,7 @@ class Process:
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to one question. Error: MeasurementError if the process ended instead."""
+        """The answer to one question. Error: ProcessEndedError if the process ended instead."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
@@ -39,10 +51,7 @@ class Process:
         except BrokenPipeError:
             reply = ""
         if not reply:
-            raise MeasurementError(
-                f"the process of {self.name!r} ended with status {self._process.wait()} when asked to {do!r}; "
-                "its own message is above"
-            )
+            raise ProcessEndedError(self.name, self._process.wait(), do)
         answer: dict[str, Any] = json.loads(reply)
         return answer
 

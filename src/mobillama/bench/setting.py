@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import random
@@ -32,7 +33,8 @@ SEED = 11111
 MEMORY = "memory"  # the side that measures the machine's bandwidth
 PEERS = ("llama.cpp", "transformers")
 FLASH, UBATCHES = (True, False), (128, 256, 512)  # settings of llama.cpp to choose from
-BANDWIDTH_BYTES, BANDWIDTH_SECONDS = 1 << 28, 0.2
+# Read for the bandwidth of memory: 256 MiB, and more where the cache that the system reports would hold much of that.
+BANDWIDTH_BYTES, BANDWIDTH_CACHES, BANDWIDTH_SECONDS = 1 << 28, 8, 0.2
 KV_BYTES = {"f16": 2, "int8": 1, "f32": 4}  # of a key or value; int8's scales are not counted
 
 
@@ -48,6 +50,7 @@ class Setting:
     threads: int = field(default_factory=machine.cores)
     models: dict[str, Any] = field(default_factory=dict)  # what was measured: files, shapes, load seconds
     chosen: dict[str, Any] = field(default_factory=dict)  # the peer's best settings, and what they were chosen from
+    built: dict[str, Any] | None = None  # how the peer was built, if it was
 
     def __post_init__(self) -> None:
         if self.against not in ("", *PEERS):
@@ -57,7 +60,16 @@ class Setting:
         if self.placement not in get_args(Placement):
             raise InputError(f"placement={self.placement!r}; expected one of: {', '.join(get_args(Placement))}")
         if self.against == "llama.cpp":
-            peers.python_of(self.against, self.peers_folder)  # built, or an error before anything is measured
+            self.built = peers.built_with(self.against, self.peers_folder)  # or an error before anything is measured
+
+    @property
+    def peer_name(self) -> str:
+        """The peer as a figure names it: with its build, where that is not the first choice."""
+        return peers.called(self.built) if self.built else self.against
+
+    def alone(self) -> Setting:
+        """The same without the peer; what is learned on the way goes to both."""
+        return dataclasses.replace(self, against="")
 
     def config(self, preset: str) -> ModelConfig:
         """The shape of a preset."""
@@ -131,11 +143,16 @@ class Setting:
             return
         python = peers.python_of(self.against, self.peers_folder)
         with Process("llama.cpp", engines.command("llama.cpp", python)) as process:
-            process.about = process.ask("open", file=str(self.file(preset, "llama", types)), mmap=mmap)
+            process.about = process.ask(
+                "open", file=str(self.file(preset, "llama", types)), mmap=mmap, **self._build_options()
+            )
             self.models[f"{plain(preset)}-{spelled(types)} in llama.cpp"] = process.about
             settings = options or self.best(preset, process)
             process.ask("context", max_tokens=tokens, threads=self.threads, kv=kv, **settings)
             yield process
+
+    def _build_options(self) -> dict[str, Any]:
+        return dict(self.built["build"]["options"]) if self.built else {}
 
     def best(self, preset: str, process: Process) -> dict[str, Any]:
         """llama.cpp's best of flash attention on and off, for decoding; found once."""
@@ -237,9 +254,10 @@ def prefilling(process: Process, ids: Sequence[int]) -> Turn:
 
 def reading_memory(process: Process, threads: int) -> Turn:
     """A turn that measures memory bandwidth; gives the seconds per byte."""
+    size = max(BANDWIDTH_BYTES, BANDWIDTH_CACHES * process.about["cache_bytes"])
 
     def turn() -> list[float]:
-        found = process.ask("bandwidth", bytes=BANDWIDTH_BYTES, threads=threads, seconds=BANDWIDTH_SECONDS)
+        found = process.ask("bandwidth", bytes=size, threads=threads, seconds=BANDWIDTH_SECONDS)
         return [1.0 / found["bytes_per_second"]]
 
     return turn

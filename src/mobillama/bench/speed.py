@@ -65,11 +65,12 @@ def decode(
 ) -> Section:
     """One model: ours against the peer and what else is asked for, all in the same rounds."""
     ids = setting.ids(preset, PROMPT + at.DECODED)
-    own = setting.against == "llama.cpp"  # rows about our engine itself stand beside the fast peer only
+    own = setting.against != "transformers"  # rows about our engine itself do not stand beside the slow peer
     with ExitStack() as stack:
         ours = stack.enter_context(setting.ours(preset, types=types))
-        peer = stack.enter_context(setting.peer(preset, types=peer_types))
-        sides: dict[str, Process] = {"ours": ours, "peer": peer}
+        sides: dict[str, Process] = {"ours": ours}
+        if setting.against:
+            sides["peer"] = stack.enter_context(setting.peer(preset, types=peer_types))
         if own and int8:
             sides["int8"] = stack.enter_context(setting.ours(preset, kv="int8", types=types))
         if own and copies:
@@ -87,25 +88,26 @@ def decode(
         copied = sides["copies"].about if own and copies else {}
     speeds = {name: measured.speeds(name) for name in turns}
     model = name_of(preset, types)
-    peer_name = setting.against if types == at.TYPES else f"{setting.against}, {peer_types}"
+    peer_name = setting.peer_name if types == at.TYPES else f"{setting.peer_name}, {peer_types}"
     same = "-same" if peer_types != at.TYPES else ""
-    rows = [row(f"decode-{model}{same}", speeds["ours"], speeds["peer"], peer_name, "tokens/s")]
+    theirs = speeds.get("peer", [])
+    rows = [row(f"decode-{model}{same}", speeds["ours"], theirs, peer_name, "tokens/s")]
     about: dict[str, Any] = {"rounds": measured.tree(), "cores_kept_busy": measured.cores("ours")}
-    about["peer_cores_kept_busy"] = measured.cores("peer")
+    if theirs:
+        about["peer_cores_kept_busy"] = measured.cores("peer")
     if not own:
         return rows, about
     bandwidth = speeds[at.MEMORY]
     floor = info["unique_bytes_per_token"] + kv_bytes(info, "f16") * (PROMPT + at.DECODED / 2)
     if copies:
         rows.append(row(f"decode-{model}-copies", speeds["ours"], speeds["copies"], "ours, 22 copies", "tokens/s"))
-        about["copies"] = {"resident_bytes": resident} | judge_copies(
-            copied, speeds["copies"], speeds["peer"], bandwidth
-        )
+        about["copies"] = {"resident_bytes": resident} | judge_copies(copied, speeds["copies"], theirs, bandwidth)
     if int8:
-        rows.append(row(f"decode-{model}-kv-int8", speeds["int8"], speeds["peer"], "llama.cpp, f16 KV", "tokens/s"))
+        rows.append(row(f"decode-{model}-kv-int8", speeds["int8"], theirs, f"{setting.peer_name}, f16 KV", "tokens/s"))
     at_floor = [each / floor for each in bandwidth]
     rows.append(row(f"floor-{model}{same}", speeds["ours"], at_floor, "memory bandwidth", "tokens/s"))
     about |= {"memory_bytes_per_second": statistics.median(bandwidth), "floor_bytes_per_token": floor}
+    about["cache_bytes"] = info["cache_bytes"]
     return rows, about
 
 
@@ -124,14 +126,14 @@ def best_of_copies(setting: Setting, preset: str, types: str) -> int:
 def judge_copies(
     info: dict[str, Any], copies: list[float], peer: list[float], bandwidth: list[float]
 ) -> dict[str, Any]:
-    """Whether our engine on 22 copies is fast enough for its row to count."""
-    of_peer = statistics.median(mine / theirs for mine, theirs in zip(copies, peer, strict=True))
+    """Whether our engine on 22 copies is fast enough for its row to count; without a peer it does not."""
+    of_peer = statistics.median(mine / theirs for mine, theirs in zip(copies, peer, strict=True)) if peer else None
     read = info["bytes_per_token"]
     of_bandwidth = statistics.median(each * read / speed for each, speed in zip(copies, bandwidth, strict=True))
     return {
         "of_llama.cpp": of_peer,
         "of_bandwidth": of_bandwidth,
-        "row_counts": of_peer >= COPIES_OF_LLAMA and of_bandwidth >= COPIES_OF_BANDWIDTH,
+        "row_counts": of_peer is not None and of_peer >= COPIES_OF_LLAMA and of_bandwidth >= COPIES_OF_BANDWIDTH,
     }
 
 
@@ -163,13 +165,12 @@ def busy(setting: Setting) -> Section:
     """One other process that computes without end: ours against the peer in the same state, and against quiet."""
     ids = setting.ids(HALF, PROMPT + BUSY_TOKENS)
     with ExitStack() as stack:
-        ours, peer = stack.enter_context(setting.ours(HALF)), stack.enter_context(setting.peer(HALF))
-        for process in (ours, peer):
+        sides = {"ours": stack.enter_context(setting.ours(HALF))}
+        if setting.against:
+            sides["peer"] = stack.enter_context(setting.peer(HALF))
+        for process in sides.values():
             process.ask("prefill", ids=ids[:PROMPT])
-        turns = {
-            name: (process, decoding(process, ids[PROMPT:], PROMPT))
-            for name, process in (("ours", ours), ("peer", peer))
-        }
+        turns = {name: (process, decoding(process, ids[PROMPT:], PROMPT)) for name, process in sides.items()}
         quiet = setting.measure("quiet", {"ours": turns["ours"]})
         spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
@@ -179,10 +180,11 @@ def busy(setting: Setting) -> Section:
             spinner.kill()
             spinner.wait()
     model = name_of(HALF)
-    mine, theirs = disturbed.speeds_with_stumbles("ours"), disturbed.speeds_with_stumbles("peer")
+    mine = disturbed.speeds_with_stumbles("ours")
+    theirs = disturbed.speeds_with_stumbles("peer") if setting.against else []
     alone = quiet.speeds_with_stumbles("ours")
     rows = [
-        row(f"busy-{model}", mine, theirs, setting.against, "tokens/s"),
+        row(f"busy-{model}", mine, theirs, setting.peer_name, "tokens/s"),
         row(f"busy-{model}-quiet", mine, alone, "ours, quiet", "tokens/s"),
     ]
     return rows, {"quiet": quiet.tree(), "busy": disturbed.tree()}

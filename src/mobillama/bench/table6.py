@@ -54,7 +54,7 @@ def column(setting: Setting, preset: str) -> Section:
         "energy": joules,
     }
     peer = speeds.get("peer", [])
-    return [row(f"table6-{name_of(preset)}", speeds["ours"], peer, setting.against, "tokens/s")], about
+    return [row(f"table6-{name_of(preset)}", speeds["ours"], peer, setting.peer_name, "tokens/s")], about
 
 
 def table(about: dict[str, Any]) -> str:

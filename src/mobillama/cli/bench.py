@@ -161,7 +161,7 @@ Placed = Annotated[
     Literal["any", "near", "far"], typer.Option(help="Of the cores, in which rounds count; near: they share a cache.")
 ]
 FOLDER = Path("artefacts/bench")
-Peer = Annotated[str, typer.Option(help="The peer to measure beside: llama.cpp or transformers.")]
+Peer = Annotated[str, typer.Option(help='The peer to measure beside: llama.cpp or transformers; "" = none.')]
 
 
 @bench_app.command("decode")
@@ -248,12 +248,17 @@ def bench_peers(
 ) -> None:
     """Build a peer in an environment of its own (.peers/NAME), compiled for this machine: takes long.
 
+    The build is tried on a small model. If it crashes, the next fastest is compiled (without AMX, then without
+    repacked weights), and every figure names the build.
+
     Example: `mobillama bench peers llama.cpp`
     """
     from mobillama.bench import peers
 
     built = peers.build(name, jobs=jobs)
-    show(built, as_json, f"{name} is built: {peers.python_of(name)}")
+    lines = [f"{tried['build']} was tried first: {tried['end']}" for tried in built["tried"]]
+    lines.append(f"{peers.called(built)} is built: {peers.python_of(name)}")
+    show(built, as_json, "\n".join(lines))
 
 
 def row_words(row: dict[str, Any]) -> str:
