@@ -299,8 +299,9 @@ def test_a_run_whose_shards_moved_beside_it_is_still_followed(shards: Path, tmp_
     told = json.loads((run / "run.json").read_text())
     told["shards"]["path"] = str(tmp_path / "gone" / "shards")
     (run / "run.json").write_text(json.dumps(told))
-    with pytest.raises(InputError, match="put the shards back"):
+    with pytest.raises(InputError, match=r"are not at .*gone/shards nor at .*--data SHARDS"):
         find.find_document(run, "book/4")
+    assert find.find_document(run, "book/4", data=shards)["found"] == expected
     shutil.copytree(shards, tmp_path / "shards")
     assert find.find_document(run, "book/4")["found"] == expected
 

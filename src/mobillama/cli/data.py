@@ -104,18 +104,24 @@ def write_page(shards: Path) -> str | None:
         return None
 
 
+MovedShards = Annotated[
+    Path | None, typer.Option(help="Folder of the run's shards [where they were, or beside the run].")
+]
+
+
 @data_app.command("show")
 def data_show(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or shards read with the default seed.")],
     step: Annotated[int, typer.Option(min=1, help="Training step, counted from 1.")],
     row: Annotated[int | None, typer.Option(min=0, help="Only this row of the step.")] = None,
+    data: MovedShards = None,
     as_json: Json = False,
 ) -> None:
     """Print what a training step read: text, source, document, licence and byte range.
 
     Example: `mobillama data show artefacts/runs/mini-amber --step 100 --row 0`
     """
-    show_rows(folder, step, row, as_json)
+    show_rows(folder, step, row, as_json, data)
 
 
 @data_app.command("find")
@@ -125,6 +131,7 @@ def data_find(
     text: Annotated[str | None, typer.Option(help="Any piece of a document, cut anywhere.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Occurrences of the text to show; the rest are counted.")] = 20,
     corpus: Annotated[Path | None, typer.Option(help="The shards' corpus [beside them]; for --text.")] = None,
+    data: MovedShards = None,
     as_json: Json = False,
 ) -> None:
     """Print every step that read a document or a text, and what of it no step read.
@@ -139,9 +146,9 @@ def data_find(
     if document is not None:
         if corpus:
             raise InputError("--corpus is where --text is searched; leave it out with --document")
-        found = find.find_document(folder, document)
+        found = find.find_document(folder, document, data=data)
     else:
-        found = find.find_text(folder, text or "", limit=limit, corpus=corpus)
+        found = find.find_text(folder, text or "", limit=limit, corpus=corpus, data=data)
     show(found, as_json, find.describe(found))
 
 

@@ -46,10 +46,10 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any] | None:
     return asked if {"folder", "step"} <= asked.keys() else None
 
 
-def show_rows(folder: Path, step: int, row: int | None, as_json: bool) -> None:
+def show_rows(folder: Path, step: int, row: int | None, as_json: bool, data: Path | None = None) -> None:
     """Print what a training step read."""
     from mobillama.data import lookup
 
-    rows = lookup.show(folder, step, row)
+    rows = lookup.show(folder, step, row, data)
     result = {"step": step, "rows": rows}
     print(json.dumps(result, ensure_ascii=False) if as_json else lookup.describe(rows), flush=True)

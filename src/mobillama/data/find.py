@@ -49,12 +49,13 @@ class Match:
     whole: bool
 
 
-def find_document(run_or_shards: Path, document_id: str) -> dict[str, Any]:
+def find_document(run_or_shards: Path, document_id: str, *, data: Path | None = None) -> dict[str, Any]:
     """Every step that read the document with this id (documents, where several have it): see `_answer`.
 
-    Errors: InputError if no document has the id, or for a run or shards that cannot be used.
+    data: where the run's shards are now, if not where they were. Errors: InputError if no document has the id, or for a
+    run or shards that cannot be used.
     """
-    reading = open_reading(run_or_shards)
+    reading = open_reading(run_or_shards, data)
     table = DocumentTable(reading.shards.folder / "documents", COLUMNS)
     numbers = table.numbers_where("id", document_id)
     if not numbers:
@@ -69,17 +70,20 @@ def find_document(run_or_shards: Path, document_id: str) -> dict[str, Any]:
     return _answer(reading, table, matches, len(matches), len(numbers), None)
 
 
-def find_text(run_or_shards: Path, text: str, *, limit: int = 20, corpus: Path | None = None) -> dict[str, Any]:
+def find_text(
+    run_or_shards: Path, text: str, *, limit: int = 20, corpus: Path | None = None, data: Path | None = None
+) -> dict[str, Any]:
     r"""Every step that read this text, wherever in a document it begins and ends: see `_answer`.
 
     Line ends are compared as \n. The first `limit` occurrences in the order of documents are followed, all are counted;
-    they may overlap. `corpus`: the corpus of the shards, if it does not lie beside them. Errors: InputError for empty
-    text, or a corpus that is not there or not the one that the shards were made from.
+    they may overlap. `corpus`: the corpus of the shards, if it does not lie beside them; data: where the run's
+    shards are now, if not where they were. Errors: InputError for empty text, or a corpus that is not there or not the
+    one that the shards were made from.
     """
     needle = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "surrogatepass")
     if not needle:
         raise InputError("the text to find is empty; give a piece of a document, best of 20 or more characters")
-    reading = open_reading(run_or_shards)
+    reading = open_reading(run_or_shards, data)
     found = find_corpus(reading.shards, corpus)
     texts = DocumentTable(found / "documents", ("text",))
     matches, occurrences, documents = search(texts, needle, limit)

@@ -16,13 +16,14 @@ from mobillama.errors import InputError
 from mobillama.tokenizer.pieces import Pieces
 
 
-def show(run_or_shards: Path, step: int, row: int | None = None) -> list[dict[str, Any]]:
+def show(run_or_shards: Path, step: int, row: int | None = None, data: Path | None = None) -> list[dict[str, Any]]:
     """The rows that step `step` (from 1) read, or only its row number `row` (from 0), each with its documents.
 
-    `run_or_shards` is a run, or shards (then with the default seed and rows per step of TrainConfig). Errors:
-    InputError for a step or row that is not there or for shards that changed since the run began.
+    `run_or_shards` is a run, or shards (then with the default seed and rows per step of TrainConfig). data: where the
+    run's shards are now, if not where they were. Errors: InputError for a step or row that is not there or for shards
+    that changed since the run began.
     """
-    reading = open_reading(run_or_shards)
+    reading = open_reading(run_or_shards, data)
     steps, rows_per_step, shards = reading.steps, reading.rows_per_step, PlainRows(reading.folder)
     if step < 1 or (steps and step > steps):
         raise InputError(f"step {step}: {run_or_shards} has steps 1 to {steps}; give one of those")

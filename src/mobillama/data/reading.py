@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobillama import manifest
 from mobillama.data.run_folder import read_run_file
@@ -33,30 +34,45 @@ class Reading:
         return read_shards(self.folder)
 
 
-def open_reading(folder: Path) -> Reading:
+def open_reading(folder: Path, data: Path | None = None) -> Reading:
     """The shards and order of a run, or of plain shards: those with the defaults of TrainConfig.
 
-    Errors: InputError for a newer format, for shards that are not there, or for others than those of the run. They are
-    looked for where they were when the run began, then beside the run.
+    data: where a run's shards are; None = where they were when it was last trained, else beside it.
+    Errors: InputError for a newer format, for shards that are not there, or for others than those of the run.
     """
     if not (folder / "run.json").is_file():
+        if data is not None:
+            raise InputError(
+                f"{folder} is no run (it holds no run.json), so {data} cannot be the shards it was trained on: give a "
+                "run, or the shards alone"
+            )
         from mobillama.config import TrainConfig  # costs more than the look-up, and a run does not need it
 
         defaults = TrainConfig()
         return Reading(folder, defaults.seed, defaults.rows_per_step, 0, None)
     run = read_run_file(folder)
-    path = Path(run["shards"]["path"])
-    if not path.is_dir():
-        beside = folder.resolve().parent / path.name
-        if not beside.is_dir():
-            raise InputError(
-                f"{folder} was trained on {path}, which is not there any more (nor is {beside}); put the shards back"
-            )
-        path = beside
+    path = find_shards(folder, run, data)
     digest = manifest.read(path, "shards").digest()
     if digest != run["shards"]["digest"]:
         raise InputError(
-            f"{path} has root digest {digest}; {folder} was trained on {run['shards']['digest']}: put those shards back"
+            f"{path} has root digest {digest}; {folder} was trained on {run['shards']['digest']}: put those shards "
+            "back, or say where they are with --data SHARDS"
         )
     train = run["recipe"]["train"]
     return Reading(path, train["seed"], train["rows_per_step"], run["steps"], folder)
+
+
+def find_shards(run: Path, told: Mapping[str, Any], data: Path | None = None) -> Path:
+    """The shards of a run with this run.json: `data`, else where they were, else beside the run.
+
+    Error: InputError if they are at none of these.
+    """
+    path = Path(told["shards"]["path"])
+    places = [data] if data else [path, run.resolve().parent / path.name]
+    for place in places:
+        if (place / manifest.FILE).is_file():
+            return place
+    raise InputError(
+        f"the shards of {run} (digest {told['shards']['digest']}) are not at {' nor at '.join(map(str, places))}; "
+        "say where they are with --data SHARDS"
+    )

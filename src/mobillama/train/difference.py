@@ -13,7 +13,7 @@ from typing import Any
 
 from mobillama import manifest
 from mobillama.config import TrainRecipe, resolve
-from mobillama.errors import InputError, MobillamaError
+from mobillama.errors import MobillamaError
 from mobillama.train.environment import changed_files
 from mobillama.train.initial import start_digest
 from mobillama.train.ledger import Line
@@ -62,19 +62,6 @@ def recipe_differences(run: Path, told: Mapping[str, Any], lines: Sequence[Line]
 def tree_digest(recipe: Mapping[str, Any]) -> str:
     """The digest of a resolved recipe as run.json and ledger say it, of the tree as it stands there."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def find_shards(run: Path, told: Mapping[str, Any], data: Path | None) -> Path:
-    """The shards of a run: `data`, else where they were, else beside the run. Error: InputError if at none of these."""
-    path = Path(told["shards"]["path"])
-    places = [data] if data else [path, run.resolve().parent / path.name]
-    for place in places:
-        if (place / manifest.FILE).is_file():
-            return place
-    raise InputError(
-        f"the shards of {run} (digest {told['shards']['digest']}) are not at {' nor at '.join(map(str, places))}; "
-        "say where they are with --data SHARDS"
-    )
 
 
 def shard_differences(folder: Path, told: Mapping[str, Any], lines: Sequence[Line]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.config import TrainRecipe, resolve
+from mobillama.data.reading import find_shards
 from mobillama.data.shards import Shards, read_shards
 from mobillama.device import Place, computing, place
 from mobillama.errors import DamagedFileError, InputError
@@ -23,7 +24,6 @@ from mobillama.train.checkpoint import SavedState, load_checkpoint, read_checkpo
 from mobillama.train.comparison import Comparison, compare_states
 from mobillama.train.difference import (
     environment_differences,
-    find_shards,
     initial_differences,
     recipe_differences,
     shard_differences,

@@ -83,6 +83,15 @@ def begin_run(run: Path, recipe: TrainRecipe, shards: Shards, steps: int) -> Non
         "steps": steps,
         "shards": {"path": str(shards.folder.resolve()), "digest": shards.digest},
     }
+    _write(run, tree)
+
+
+def renew_place(run: Path, told: Mapping[str, Any], shards: Shards) -> None:
+    """Write into run.json where the run's shards are now; all else in `told`, the run.json at hand, stays as it is."""
+    _write(run, {**told, "shards": {**told["shards"], "path": str(shards.folder.resolve())}})
+
+
+def _write(run: Path, tree: Mapping[str, Any]) -> None:
     manifest.write_file(run / FILE, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
 
 

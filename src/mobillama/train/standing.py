@@ -13,7 +13,7 @@ from mobillama.errors import DamagedFileError
 from mobillama.train.anomaly import Watch
 from mobillama.train.checkpoint import Newest, newest_checkpoint, set_aside, sweep_checkpoints
 from mobillama.train.ledger import Ledger, read_ledger
-from mobillama.train.run import begin_run, compare_run, read_run
+from mobillama.train.run import begin_run, compare_run, read_run, renew_place
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def find_standing(recipe: TrainRecipe, shards: Shards, run: Path, steps: int) ->
         changed = compare_run(run, earlier, recipe, shards, steps, ledger.last_step) if earlier else {}
         if not earlier or (changed and not ledger.lines):
             begin_run(run, recipe, shards, steps)
+        elif earlier["shards"]["path"] != str(shards.folder.resolve()):
+            renew_place(run, earlier, shards)
         if ledger.last_step < step and newest.checkpoint:
             raise DamagedFileError(
                 f"{ledger.path} ends at step {ledger.last_step}, but {newest.checkpoint.folder} is of step {step}: "
