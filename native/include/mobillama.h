@@ -2,8 +2,14 @@
  *
  * A model is a GGUF file that was opened: its weights, laid out for this machine, are read-only and serve any number of
  * contexts. A context holds sequences (their keys and values) and the threads that compute; one thread at a time may
- * be inside it, except for mobillama_cancel. Every function that can fail gives a status; mobillama_last_error gives
- * the words for the calling thread's last failure: found, expected, what to do.
+ * be inside it, except for mobillama_cancel, mobillama_logits and mobillama_length. Every function that can fail gives
+ * a status; mobillama_last_error gives the words for the calling thread's last failure: found, expected, what to do.
+ *
+ * Any thread may free anything at any time: mobillama_close and mobillama_context_free wait for the calls that are
+ * inside (mobillama_stop shortens the wait), and the weights live until the model is closed and its last context is
+ * freed. A call that begins after one of these two has been called with the same pointer is undefined, and so is a
+ * second one of them. After fork() models and contexts belong to the parent: in the child every call with one of them
+ * gives MOBILLAMA_INVALID, close and free do nothing, and what the child opens itself is its own.
  *
  * Same file, same ids, same settings: same bits, for any number of threads, any batch and any instruction set.
  */
@@ -88,7 +94,8 @@ MOBILLAMA_API const char* mobillama_last_error(void);
 MOBILLAMA_API mobillama_status mobillama_open(const char* path, const mobillama_open_options* options,
                                               mobillama_model** out);
 
-/* Free a model. Its contexts must be freed first. NULL is allowed. */
+/* Let go of a model: its weights are freed with the last of its contexts, now if there is none. Waits for calls with it
+ * that are inside. NULL is allowed. */
 MOBILLAMA_API void mobillama_close(mobillama_model* model);
 
 MOBILLAMA_API mobillama_status mobillama_describe(const mobillama_model* model, mobillama_info* out);
@@ -96,6 +103,8 @@ MOBILLAMA_API mobillama_status mobillama_describe(const mobillama_model* model, 
 /* Sequences and threads to compute with. options may be NULL. */
 MOBILLAMA_API mobillama_status mobillama_context_new(mobillama_model* model, const mobillama_context_options* options,
                                                      mobillama_context** out);
+
+/* Free a context, and the rows of logits that it owns. Waits for calls that are inside. NULL is allowed. */
 MOBILLAMA_API void mobillama_context_free(mobillama_context* context);
 
 /* Append n ids to a sequence; the logits of the last one are row 0 afterwards. */
@@ -111,7 +120,8 @@ MOBILLAMA_API mobillama_status mobillama_decode(mobillama_context* context, cons
 MOBILLAMA_API mobillama_status mobillama_verify(mobillama_context* context, int32_t sequence, const int32_t* ids,
                                                 int32_t n);
 
-/* The vocab_size logits of row `row` of the last call, owned by the context; NULL if there is no such row. */
+/* The vocab_size logits of row `row` of the last call, owned by the context and good until its next call; NULL if there
+ * is no such row. */
 MOBILLAMA_API const float* mobillama_logits(const mobillama_context* context, int32_t row);
 
 /* Append n ids and give out[j] = log p(targets[j] | sequence up to and including ids[where[j]]), j < m, where rising.
@@ -120,7 +130,7 @@ MOBILLAMA_API mobillama_status mobillama_log_probs(mobillama_context* context, i
                                                    int32_t n, const int32_t* where, const int32_t* targets, int32_t m,
                                                    double* out);
 
-/* Tokens in a sequence; -1 if there is no such sequence. */
+/* Tokens in a sequence, those of a call that runs not counted; -1 if there is no such sequence. */
 MOBILLAMA_API int32_t mobillama_length(const mobillama_context* context, int32_t sequence);
 
 /* Make `to` equal the first n tokens of `from`, without computing them again. */
@@ -131,6 +141,9 @@ MOBILLAMA_API mobillama_status mobillama_rewind(mobillama_context* context, int3
 
 /* Ask the call that is running in another thread to end; it does within one layer. Nothing happens if none runs. */
 MOBILLAMA_API void mobillama_cancel(mobillama_context* context);
+
+/* The same for the call that runs and every later one that computes: before a context is freed that is in use. */
+MOBILLAMA_API void mobillama_stop(mobillama_context* context);
 
 /* Choose the next id from n logits. position: tokens before the new one; the random number is a function of (seed,
  * position). seen: the num_seen ids already in the text (read only if there is a penalty). */

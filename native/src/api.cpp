@@ -1,7 +1,9 @@
 // The C door: arguments checked, exceptions turned into statuses and words.
+#include <memory>
 #include <new>
 #include <string>
 
+#include "callers.h"
 #include "context.h"
 #include "cpu.h"
 #include "failure.h"
@@ -13,10 +15,13 @@
 using namespace mobillama;
 
 struct mobillama_model {
-  Weights weights;
+  std::shared_ptr<const Weights> weights;
+  mutable Callers callers;
 };
 struct mobillama_context {
+  std::shared_ptr<const Weights> weights;  // that live until the last of their contexts is freed
   Context context;
+  mutable Callers callers;
 };
 
 namespace {
@@ -47,16 +52,38 @@ mobillama_status guarded(Body&& body) noexcept {
   }
 }
 
-// One thread at a time inside a context.
+// Of any thread, whatever the others do but free it.
 template <class Body>
-mobillama_status inside(mobillama_context* context, Body&& body) noexcept {
+mobillama_status visit(const mobillama_context* context, Body&& body) noexcept {
   if (context == nullptr)
     return remember(MOBILLAMA_INVALID, "the context is NULL; make one with mobillama_context_new");
-  if (context->context.busy.exchange(true))
-    return remember(MOBILLAMA_BUSY, "another thread is inside this context; give each thread a context of its own");
-  const mobillama_status status = guarded([&] { body(context->context); });
-  context->context.busy.store(false);
-  return status;
+  return guarded([&] {
+    const Call call(context->callers);
+    body();
+  });
+}
+
+// The one thread that computes in a context.
+class Alone {
+ public:
+  explicit Alone(std::atomic<bool>& busy) : busy_(busy) {
+    if (busy_.exchange(true))
+      fail(MOBILLAMA_BUSY, "another thread is inside this context; give each thread a context of its own");
+  }
+  ~Alone() { busy_.store(false); }
+  Alone(const Alone&) = delete;
+  Alone& operator=(const Alone&) = delete;
+
+ private:
+  std::atomic<bool>& busy_;
+};
+
+template <class Body>
+mobillama_status inside(mobillama_context* context, Body&& body) noexcept {
+  return visit(context, [&] {
+    const Alone alone(context->context.busy);
+    body(context->context);
+  });
 }
 
 void need(const void* pointer, const char* name) {
@@ -117,17 +144,20 @@ mobillama_status mobillama_open(const char* path, const mobillama_open_options* 
       fail(MOBILLAMA_INVALID, "threads=%d; expected 0 (one per core) to 256", chosen.threads);
     if (chosen.share_ffn < -1 || chosen.share_ffn > 1)
       fail(MOBILLAMA_INVALID, "share_ffn=%d; expected 1 (once in memory) or -1 (a copy per layer)", chosen.share_ffn);
-    *out = new mobillama_model{load_weights(path, chosen)};
+    *out = new mobillama_model{std::make_shared<const Weights>(load_weights(path, chosen)), {}};
   });
 }
 
-void mobillama_close(mobillama_model* model) { delete model; }
+void mobillama_close(mobillama_model* model) {
+  if (model != nullptr && model->callers.close()) delete model;
+}
 
 mobillama_status mobillama_describe(const mobillama_model* model, mobillama_info* out) {
   return guarded([&] {
     need(model, "model");
     need(out, "out");
-    *out = model->weights.info;
+    const Call call(model->callers);
+    *out = model->weights->info;
   });
 }
 
@@ -137,11 +167,15 @@ mobillama_status mobillama_context_new(mobillama_model* model, const mobillama_c
     need(model, "model");
     need(out, "out");
     *out = nullptr;
-    *out = new mobillama_context{{model->weights, options == nullptr ? mobillama_context_options{} : *options}};
+    const Call call(model->callers);
+    const mobillama_context_options chosen = options == nullptr ? mobillama_context_options{} : *options;
+    *out = new mobillama_context{model->weights, {*model->weights, chosen}, {}};
   });
 }
 
-void mobillama_context_free(mobillama_context* context) { delete context; }
+void mobillama_context_free(mobillama_context* context) {
+  if (context != nullptr && context->callers.close()) delete context;
+}
 
 mobillama_status mobillama_prefill(mobillama_context* context, int32_t sequence, const int32_t* ids, int32_t n) {
   return inside(context, [&](Context& in) { in.prefill(sequence, ids, n); });
@@ -159,7 +193,9 @@ mobillama_status mobillama_verify(mobillama_context* context, int32_t sequence, 
 }
 
 const float* mobillama_logits(const mobillama_context* context, int32_t row) {
-  return context == nullptr ? nullptr : context->context.logits(row);
+  const float* found = nullptr;
+  visit(context, [&] { found = context->context.logits(row); });
+  return found;
 }
 
 mobillama_status mobillama_log_probs(mobillama_context* context, int32_t sequence, const int32_t* ids, int32_t n,
@@ -168,7 +204,9 @@ mobillama_status mobillama_log_probs(mobillama_context* context, int32_t sequenc
 }
 
 int32_t mobillama_length(const mobillama_context* context, int32_t sequence) {
-  return context == nullptr ? -1 : context->context.length(sequence);
+  int32_t found = -1;
+  visit(context, [&] { found = context->context.length(sequence); });
+  return found;
 }
 
 mobillama_status mobillama_fork(mobillama_context* context, int32_t from, int32_t to, int32_t n) {
@@ -180,7 +218,11 @@ mobillama_status mobillama_rewind(mobillama_context* context, int32_t sequence, 
 }
 
 void mobillama_cancel(mobillama_context* context) {
-  if (context != nullptr) context->context.cancel();
+  visit(context, [&] { context->context.cancel(); });
+}
+
+void mobillama_stop(mobillama_context* context) {
+  visit(context, [&] { context->context.stop(); });
 }
 
 mobillama_status mobillama_sample(const float* logits, int32_t n, const mobillama_sampling* sampling, int64_t position,

@@ -140,6 +140,12 @@ void Context::check_room(int sequence, int n) const {
          n, length, sequence, max_tokens_);
 }
 
+// In this order, for `stop` writes in the other one: it is seen here, or its cancelling is.
+void Context::begin() {
+  cancelled_.store(false);
+  if (ended_) fail(MOBILLAMA_CANCELLED, "stopped: this context computes no more; make another one");
+}
+
 void Context::prefill(int sequence, const int32_t* ids, int n) { append(sequence, ids, n, Want::last); }
 
 void Context::verify(int sequence, const int32_t* ids, int n) {
@@ -151,7 +157,7 @@ void Context::append(int sequence, const int32_t* ids, int n, Want want) {
   check_sequence(sequence);
   check_ids(ids, n);
   check_room(sequence, n);
-  cancelled_.store(false);
+  begin();
   const int length = lengths_[static_cast<size_t>(sequence)];
   for (int begin = 0; begin < n; begin += kRows) {
     const int count = std::min(kRows, n - begin);
@@ -172,7 +178,7 @@ void Context::decode(const int32_t* sequences, const int32_t* ids, int n) {
         fail(MOBILLAMA_INVALID, "sequence %d is named twice; decode appends one id to each", sequences[i]);
     rows_[static_cast<size_t>(i)] = {sequences[i], lengths_[static_cast<size_t>(sequences[i])], ids[i]};
   }
-  cancelled_.store(false);
+  begin();
   pass(n, false, Want::all);
   for (int i = 0; i < n; i++) lengths_[static_cast<size_t>(sequences[i])]++;
 }
@@ -188,7 +194,7 @@ void Context::log_probs(int sequence, const int32_t* ids, int n, const int32_t* 
   for (int j = 0; j < m; j++)
     if (where[j] < (j > 0 ? where[j - 1] : 0) || where[j] >= n)
       fail(MOBILLAMA_INVALID, "where[%d]=%d; expected rising places below the %d ids", j, where[j], n);
-  cancelled_.store(false);
+  begin();
   const int length = lengths_[static_cast<size_t>(sequence)];
   const int hidden = weights_.shape.hidden_size;
   int next = 0;  // target
@@ -230,8 +236,7 @@ void Context::fork(int from, int to, int n) {
   check_sequence(from);
   check_sequence(to);
   if (n < 0 || n > lengths_[static_cast<size_t>(from)])
-    fail(MOBILLAMA_INVALID, "the first %d tokens of sequence %d; it has %d", n, from,
-         lengths_[static_cast<size_t>(from)]);
+    fail(MOBILLAMA_INVALID, "the first %d tokens of sequence %d; it has %d", n, from, length(from));
   if (from != to) cache_.copy(from, to, n);
   lengths_[static_cast<size_t>(to)] = n;
 }
@@ -246,7 +251,7 @@ const float* Context::logits(int row) const {
 }
 
 int Context::length(int sequence) const {
-  return sequence < 0 || sequence >= max_sequences_ ? -1 : lengths_[static_cast<size_t>(sequence)];
+  return sequence < 0 || sequence >= max_sequences_ ? -1 : lengths_[static_cast<size_t>(sequence)].load();
 }
 
 // ---- the forward pass, run by all workers at once ----

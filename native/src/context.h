@@ -70,9 +70,14 @@ class Context {
   void fork(int from, int to, int n);
   void rewind(int sequence, int n);
 
+  // These from any thread, while one of those above runs too.
   const float* logits(int row) const;
   int length(int sequence) const;  // -1 if there is none
   void cancel() { cancelled_.store(true); }
+  void stop() {
+    ended_.store(true);
+    cancelled_.store(true);
+  }
 
   // Held while a function above runs.
   std::atomic<bool> busy{false};
@@ -87,6 +92,7 @@ class Context {
   void check_ids(const int32_t* ids, int n) const;
   void check_sequence(int sequence) const;
   void check_room(int sequence, int n) const;
+  void begin();
   void append(int sequence, const int32_t* ids, int n, Want want);
   void pass(int n, bool same_sequence, Want want);  // of rows_[0 .. n)
   void turn_up_to(int end);
@@ -119,10 +125,11 @@ class Context {
   const Kernels& kernels_;
   const bool float_activations_;
   const int max_tokens_, max_sequences_;
-  std::vector<int> lengths_;
+  std::vector<std::atomic<int>> lengths_;  // atomic as what else is asked for while a call runs
   KvCache cache_;
   Pool pool_;
   std::atomic<bool> cancelled_{false};
+  std::atomic<bool> ended_{false};    // nothing is computed any more
   std::atomic<bool> stopped_{false};  // written between phases; a worker that comes late may see it early, and goes
 
   Buffer scratch_;
@@ -133,7 +140,7 @@ class Context {
   size_t d_, qkv_, kv_, f_, v_stride_, scores_stride_;  // row strides, padded to whole panels
   int turned_ = 0;                                      // positions whose sines are there
   std::vector<Row> rows_;
-  int logit_rows_ = 0;
+  std::atomic<int> logit_rows_{0};
 };
 
 }  // namespace mobillama

@@ -2,11 +2,17 @@
 
 `Engine` holds weights and serves any number of contexts; a `Context` holds sequences and threads, and only one thread
 at a time may be inside it. Same file, ids and settings give the same bits, whatever the threads and the batch.
+
+Any thread may close anything at any time: a call that is inside ends within one layer and says that it was closed.
+Memory goes when nobody holds it any more: no call that is inside, no array that looks at it. Nothing here takes a lock.
+After os.fork() a child has to open the file again: the threads that compute are in its parent only.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,7 +25,7 @@ import numpy.typing as npt
 
 from mobillama.errors import InputError
 from mobillama.generation.sampling import Settings
-from mobillama.runtime.library import ContextOptions, InfoStruct, OpenOptions, Progress, check, library
+from mobillama.runtime.library import ContextOptions, InfoStruct, OpenOptions, Progress, Status, check, library
 from mobillama.runtime.sample import sample
 
 # T ids of one call, V vocab_size
@@ -28,6 +34,7 @@ Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 KV = Literal["f16", "int8", "f32"]
 KV_TYPES = {"f16": 0, "int8": 1, "f32": 2}
 MAX_VERIFY = 64  # ids of one `verify`
+FLOAT32 = np.dtype(np.float32).str
 LONG = 16  # ids from which a call may take long enough that Ctrl-C has to reach it
 
 
@@ -59,8 +66,8 @@ class Engine:
     def __init__(self, path: Path, pointer: ctypes.c_void_p) -> None:
         """Take over an open model; use `open`."""
         self.path = path
-        self._handle = _Handle(pointer, library().mobillama_close)
-        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        self._handle: _Handle | None = _Handle(pointer, library().mobillama_close)
+        self._contexts: set[weakref.ref[Context]] = set()
         found = InfoStruct()
         check(library().mobillama_describe(pointer, ctypes.byref(found)))
         values = {name: getattr(found, name) for name, *_ in InfoStruct._fields_}
@@ -96,9 +103,15 @@ class Engine:
                     raised.append(error)
 
         options = OpenOptions(threads=threads, share_ffn=1 if share_ffn else -1, resident_bytes=resident_bytes)
-        options.progress = Progress(report)
-        pointer = ctypes.c_void_p()
-        check(library().mobillama_open(bytes(path), ctypes.byref(options), ctypes.byref(pointer)))
+        pointer, done = ctypes.c_void_p(), threading.Event()
+        if progress:
+            options.progress = Progress(report)
+            _reporting.add(done)
+        try:
+            check(library().mobillama_open(bytes(path), ctypes.byref(options), ctypes.byref(pointer)))
+        finally:
+            _reporting.discard(done)
+            done.set()
         engine = cls(path, pointer)
         if raised:
             engine.close()
@@ -123,17 +136,20 @@ class Engine:
             raise InputError(f"kv={kv!r}; expected one of {', '.join(KV_TYPES)}")
         options = ContextOptions(threads, max_tokens, max_sequences, KV_TYPES[kv], float_activations)
         pointer = ctypes.c_void_p()
-        model = self._handle.pointer("model", self.path)
-        check(library().mobillama_context_new(model, ctypes.byref(options), ctypes.byref(pointer)))
+        model = _usable(self._handle, "model", self.path)
+        check(library().mobillama_context_new(model.pointer, ctypes.byref(options), ctypes.byref(pointer)))
         context = Context(self, pointer)
-        self._contexts.add(context)
+        self._contexts.add(weakref.ref(context, self._contexts.discard))
+        if self._handle is None:  # closed meanwhile, perhaps before this context was among those to be closed
+            context.close()
         return context
 
     def close(self) -> None:
-        """Free the model and its contexts. May be called twice."""
-        for context in list(self._contexts):
-            context.close()
-        self._handle.free()
+        """Free the model and its contexts; calls that are inside end within one layer. May be called twice."""
+        self._handle = None
+        for reference in self._contexts.copy():
+            if context := reference():
+                context.close()
 
     def __enter__(self) -> Self:
         return self
@@ -149,15 +165,14 @@ class Engine:
 class Context:
     """Sequences 0 to max_sequences - 1, all empty at first.
 
-    Errors of every method: InputError for ids, sequences or rows that there are not, or if a sequence is full;
-    EngineError if it was cancelled or another thread is inside.
+    Errors of every method: InputError for ids, sequences or rows that there are not, if a sequence is full, or if the
+    context was closed, before the call or while it ran; EngineError if it was cancelled or another thread is inside.
     """
 
     def __init__(self, engine: Engine, pointer: ctypes.c_void_p) -> None:
         """Take over a context; use `Engine.context`."""
         self.engine = engine
-        # The model's handle is kept by the context's: whatever is collected first, the context is freed before it.
-        self._handle = _Handle(pointer, library().mobillama_context_free, engine._handle)
+        self._handle: _Handle | None = _Handle(pointer, library().mobillama_context_free)
 
     def prefill(self, ids: Ids, sequence: int = 0) -> None:
         """Append ids to a sequence; the logits after the last one are row 0."""
@@ -178,12 +193,16 @@ class Context:
         self._run("verify", len(table), sequence, table.ctypes.data, len(table))
 
     def logits(self, row: int = 0, *, copy: bool = True) -> npt.NDArray[np.float32]:
-        """Logits (V,) of a row of the last call. copy=False: the context's own memory, good until its next call."""
-        found = library().mobillama_logits(self._pointer, row)
-        if not found:
+        """Logits (V,) of a row of the last call.
+
+        copy=False: the context's own memory. It holds them until the context's next call, and stays as long as the
+        array does, even if the context is closed.
+        """
+        handle = self._open()
+        address = library().mobillama_logits(handle.pointer, row)
+        if not address:
             raise InputError(f"row {row} does not exist; the last call left fewer rows of logits")
-        view = np.ctypeslib.as_array(found, (self.engine.info.vocab_size,))
-        return view.copy() if copy else view
+        return np.array(_Row(handle, address, self.engine.info.vocab_size), copy=copy)
 
     def sample(self, settings: Settings, position: int, seen: npt.NDArray[np.int32] | None = None, row: int = 0) -> int:
         """Choose the next id from a row of logits of the last call; see mobillama.runtime.sample."""
@@ -212,7 +231,8 @@ class Context:
 
     def length(self, sequence: int = 0) -> int:
         """Tokens in a sequence."""
-        found = library().mobillama_length(self._pointer, sequence)
+        handle = self._open()
+        found = library().mobillama_length(handle.pointer, sequence)
         if found < 0:
             raise InputError(f"sequence {sequence} does not exist; make the context with a larger max_sequences")
         return int(found)
@@ -220,19 +240,22 @@ class Context:
     def fork(self, source: int, to: int, n: int | None = None) -> None:
         """Make sequence `to` equal the first n tokens of `source` (default all), without computing them again."""
         n = self.length(source) if n is None else n
-        check(library().mobillama_fork(self._pointer, source, to, n))
+        self._run("fork", 1, source, to, n)
 
     def rewind(self, n: int, sequence: int = 0) -> None:
         """Forget all but the first n tokens of a sequence."""
-        check(library().mobillama_rewind(self._pointer, sequence, n))
+        self._run("rewind", 1, sequence, n)
 
     def cancel(self) -> None:
         """From another thread: let the call that runs end within one layer, with EngineError."""
-        library().mobillama_cancel(self._pointer)
+        if handle := self._handle:
+            library().mobillama_cancel(handle.pointer)
 
     def close(self) -> None:
-        """Free sequences and threads. May be called twice."""
-        self._handle.free()
+        """Free sequences and threads; a call that is inside ends within one layer. May be called twice."""
+        handle, self._handle = self._handle, None
+        if handle:
+            library().mobillama_stop(handle.pointer)
 
     def __enter__(self) -> Self:
         return self
@@ -240,15 +263,22 @@ class Context:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _pointer(self) -> ctypes.c_void_p:
-        return self._handle.pointer("context", self.engine.path)
+    def _open(self) -> _Handle:
+        """What a call holds on to as long as it is inside."""
+        return _usable(self._handle, "context", self.engine.path)
 
     def _run(self, name: str, size: int, *arguments: int) -> None:
         """Call a function of the library over `size` ids; Ctrl-C ends it within one layer."""
-        function, pointer = getattr(library(), f"mobillama_{name}"), self._pointer
+        function, handle = getattr(library(), f"mobillama_{name}"), self._open()
+
+        def call() -> None:
+            status = function(handle.pointer, *arguments)
+            if status == Status.CANCELLED:
+                self._open()  # an error if it was by `close`
+            check(status)  # in the thread of the call: the library keeps the words of a failure per thread
+
         if size < LONG or threading.current_thread() is not threading.main_thread():
-            check(function(pointer, *arguments))
+            call()
             return
         # Python handles Ctrl-C in the main thread, between its own steps: so the long call runs in another one.
         raised: list[BaseException] = []
@@ -256,40 +286,66 @@ class Context:
 
         def work() -> None:
             try:
-                check(function(pointer, *arguments))  # the library keeps the words of a failure per thread
+                call()
             except BaseException as error:
                 raised.append(error)
             done.set()
 
-        threading.Thread(target=work, daemon=True).start()
+        try:
+            threading.Thread(target=work, daemon=True).start()
+        except RuntimeError:  # there are no more threads, as at the interpreter's end: then without Ctrl-C
+            call()
+            return
         try:
             done.wait()
         except KeyboardInterrupt:
             while not done.wait(0.01):  # again, should the call not have begun yet
-                library().mobillama_cancel(pointer)
+                library().mobillama_cancel(handle.pointer)
             raise
         if raised:
             raise raised[0]
 
 
 class _Handle:
-    """A pointer of the library that is freed once: by `free`, with its owner, or at the interpreter's end."""
+    """A pointer of the library, freed when nobody holds this any more: no owner, no call that is inside, no array.
 
-    def __init__(self, pointer: ctypes.c_void_p, release: Callable[[ctypes.c_void_p], None], *kept: object) -> None:
-        self._pointer = pointer
-        self._finalizer = weakref.finalize(self, _release, release, pointer, kept)
+    At the interpreter's end it is not freed: threads may be inside still, and the system takes all back.
+    """
 
-    def pointer(self, what: str, path: Path) -> ctypes.c_void_p:
-        if not self._finalizer.alive:
-            raise InputError(f"the {what} of {path} is closed; open the file again")
-        return self._pointer
-
-    def free(self) -> None:
-        self._finalizer()
+    def __init__(self, pointer: ctypes.c_void_p, release: Callable[[ctypes.c_void_p], None]) -> None:
+        self.pointer = pointer
+        self.process = os.getpid()
+        weakref.finalize(self, release, pointer).atexit = False
 
 
-def _release(release: Callable[[ctypes.c_void_p], None], pointer: ctypes.c_void_p, _kept: object) -> None:
-    release(pointer)
+class _Row:
+    """Logits in a context's memory, as numpy reads them: an array made of this holds on to it, and so to the memory."""
+
+    def __init__(self, handle: _Handle, address: int, size: int) -> None:
+        self._handle = handle
+        self.__array_interface__ = {"version": 3, "typestr": FLOAT32, "shape": (size,), "data": (address, False)}
+
+
+def _usable(handle: _Handle | None, what: str, path: Path) -> _Handle:
+    """The handle, to hold on to. Error: InputError if it was closed, or is of the process before os.fork()."""
+    if handle is None:
+        raise InputError(f"the {what} of {path} is closed; open the file again")
+    if handle.process != os.getpid():
+        raise InputError(f"the {what} of {path} was opened before os.fork(); open the file again in the child")
+    return handle
+
+
+# Opens that report progress. The interpreter's end waits for them: a thread that came back to Python after it would be
+# ended in the middle of the library's own functions. A child of os.fork() has none of its parent's.
+_reporting: set[threading.Event] = set()
+os.register_at_fork(after_in_child=_reporting.clear)
+
+
+@atexit.register
+def _await_reporting() -> None:
+    while _reporting:
+        for done in _reporting.copy():
+            done.wait()
 
 
 def _as_ids(ids: Ids) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -130,12 +130,13 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "prefill": (c_int32, [c_void_p, c_int32, c_void_p, c_int32]),
     "decode": (c_int32, [c_void_p, c_void_p, c_void_p, c_int32]),
     "verify": (c_int32, [c_void_p, c_int32, c_void_p, c_int32]),
-    "logits": (POINTER(c_float), [c_void_p, c_int32]),
+    "logits": (c_void_p, [c_void_p, c_int32]),
     "log_probs": (c_int32, [c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_void_p, c_int32, c_void_p]),
     "length": (c_int32, [c_void_p, c_int32]),
     "fork": (c_int32, [c_void_p, c_int32, c_int32, c_int32]),
     "rewind": (c_int32, [c_void_p, c_int32, c_int32]),
     "cancel": (None, [c_void_p]),
+    "stop": (None, [c_void_p]),
     "sample": (c_int32, [c_void_p, c_int32, POINTER(SamplingStruct), c_int64, c_void_p, c_int32, POINTER(c_int32)]),
     "row_bytes": (c_int64, [c_int32, c_int64]),
     "quantize": (c_int32, [c_int32, c_void_p, c_int64, c_int64, c_void_p, c_int32, c_void_p]),
