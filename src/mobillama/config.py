@@ -150,7 +150,8 @@ class SourceConfig(Section):
 
     kind: SourceKind = Field(
         "jsonl",
-        description="jsonl (plain, .gz, .zst), parquet, folder, python-installation, warc, latex (arXiv sources), "
+        description="jsonl (.jsonl, .ndjson, .json; plain, .gz, .zst, .bz2, .xz), parquet, folder, "
+        "python-installation, warc, latex (arXiv sources), "
         "stackexchange (Posts.xml of a dump)",
     )
     root: str = Field(

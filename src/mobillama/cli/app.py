@@ -43,9 +43,9 @@ def show(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result, ensure_ascii=False) if as_json else text)
 
 
-def show_recipe(recipe: Section) -> None:
-    """Print a resolved recipe and its digest."""
-    print(json.dumps({"recipe": recipe.tree(), "digest": recipe.digest()}, indent=1))
+def show_recipe(recipe: Section, **more: Any) -> None:
+    """Print a resolved recipe and its digest, and what else is known before anything runs."""
+    print(json.dumps({"recipe": recipe.tree(), "digest": recipe.digest(), **more}, indent=1))
 
 
 def show_progress(what: str) -> Callable[[float], None]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mobillama.cli.app import DryRun, Json, Set, Workers, data_app, show, show_recipe
 from mobillama.cli.short import show_rows
+
+if TYPE_CHECKING:
+    from mobillama.config import DataRecipe
+    from mobillama.data.sources import Unread
 
 
 @data_app.command("build")
@@ -39,6 +43,7 @@ def data_build(
     """Ingest, clean, deduplicate, tokenise and pack documents into shards.
 
     The same recipe gives the same bytes on any number of workers and machines; after a kill, the same command goes on.
+    Files below the source that are of another kind are counted and shown, by --dry-run too.
     On a cluster --out must lie where every node sees it, under the same path.
 
     Example: `mobillama data build mini-amber --set source.root=corpora --set tokenizer.root=tokenizer`
@@ -47,12 +52,13 @@ def data_build(
 
     resolved = read_recipe(DataRecipe, recipe, settings or ())
     if dry_run:
-        show_recipe(resolved)
+        show_recipe(resolved, files=list_files(resolved))
         return
     from mobillama.data.build import build_shards
     from mobillama.data.executor import make_executor, read_pairs
     from mobillama.data.publish import build_at, local_folder
     from mobillama.data.remote import is_remote, local_path
+    from mobillama.data.sources import describe_unread
 
     where = make_executor(executor, workers, read_pairs(executor_options or ()))
     if is_remote(out):
@@ -68,10 +74,44 @@ def data_build(
         "kind": made.kind,
         "counts": made.counts,
         "page": page,
+        "unread": corpus_counts(folder).get("unread", {}),
     }
     waste = f"packing wastes {made.counts['train']['waste']:.2%} of the training tokens"
-    lines = [out or str(folder), f"root digest {made.digest()}", waste, f"page {page}" if page else ""]
+    lines = [
+        out or str(folder),
+        f"root digest {made.digest()}",
+        waste,
+        describe_unread(result["unread"]),
+        f"page {page}" if page else "",
+    ]
     show(result, as_json, "\n".join(filter(None, lines)))
+
+
+def list_files(recipe: DataRecipe) -> dict[str, Any]:
+    """Which files a recipe would read, and what lies beside them; where that cannot be told, `why`."""
+    from mobillama.data.remote import is_remote
+    from mobillama.data.sources import recipe_tasks
+    from mobillama.errors import MobillamaError
+
+    sources = [recipe.source, *(subset.source for subset in recipe.subset.values() if subset.source)]
+    if any(is_remote(address) for source in sources for address in (source.root, source.url_list)):
+        return {"why": "files behind addresses are listed when they are read; `mobillama plan` asks for them now"}
+    unread: Unread = {}
+    try:
+        tasks = recipe_tasks(recipe, unread)
+    except MobillamaError as error:
+        return {"why": str(error)}
+    stamps = [stamp for task in tasks for stamp in task.stamps]
+    return {"read": len(stamps), "bytes": sum(int(stamp.partition(":")[0]) for stamp in stamps), "unread": unread}
+
+
+def corpus_counts(shards: Path) -> dict[str, Any]:
+    """The counts of the corpus beside shards; none where it does not lie there."""
+    from mobillama import manifest
+    from mobillama.data.build import corpus_folder
+
+    corpus = corpus_folder(shards)
+    return manifest.read(corpus, "corpus").counts if corpus.is_dir() else {}
 
 
 @data_app.command("page")

@@ -112,6 +112,8 @@ def speed_of(run: Path) -> float:
 
 def data_words(result: dict[str, Any]) -> str:
     """The plan of a data recipe in words."""
+    from mobillama.data.sources import describe_unread
+
     head = ("documents", "text", "tokens", "kept", "share", "target", "ratio")
     widths = (12, 10, 18, 6, 7, 7, 6)
     lines = [" ".join([f"{'subset':16}", *(f"{name:>{width}}" for name, width in zip(head, widths, strict=True))])]
@@ -142,6 +144,8 @@ def data_words(result: dict[str, Any]) -> str:
     each = f", {disk['bytes_per_token']:.2f} bytes a token" if disk["bytes_per_token"] else " for the ids alone"
     lines.append(f"shards: {size(disk['shards'] or disk['ids'])}{each} (Amber's form: {size(disk['amber_form'])})")
     lines.append(f"corpus: {size(disk['corpus'])}; temporary while building: {size(disk['temporary'])}")
+    if said := describe_unread(result["unread"]):
+        lines.append(said)
     if result["hours"] is None:
         lines.append(f"hours: not known, {result['hours_why']}")
     else:

@@ -34,7 +34,7 @@ from mobillama.data.minhash import MatchBuckets, Signatures, cluster, shares, si
 from mobillama.data.overlap import Overlap, write_index
 from mobillama.data.parts import WriteParts, replacing
 from mobillama.data.quality import Quality
-from mobillama.data.sources import Task, describe, list_tasks, recipe_tasks, state
+from mobillama.data.sources import Task, Unread, describe, list_tasks, recipe_tasks, state
 from mobillama.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def build_corpus(
             )
         drop_work(out)
         return found
-    tasks = recipe_tasks(recipe)
+    unread: Unread = {}
+    tasks = recipe_tasks(recipe, unread)
     _check_subsets(recipe, tasks)
     marks = recipe.clean.overlap != "off"
     benchmarks = describe_benchmarks(benchmarks_folder(recipe.clean)) if marks else []
@@ -99,6 +100,7 @@ def build_corpus(
             **({"tokens": sum(subset["tokens_out"] for subset in funnel.values())} if tokenizer else {}),
             "repeated_ids": build.count_repeated_ids(numbers.values()),
             "funnel": funnel,
+            "unread": dict(sorted(unread.items())),
         }
         sealed = manifest.seal(
             partial,

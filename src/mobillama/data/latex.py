@@ -7,7 +7,6 @@ is looked up by name in memory, so that no path leads out of it.
 
 from __future__ import annotations
 
-import gzip
 import io
 import posixpath
 import re
@@ -17,7 +16,7 @@ from typing import IO
 
 from datatrove.data import Document
 
-from mobillama.data.compressed import DAMAGE, Opened
+from mobillama.data.compressed import DAMAGE, Opened, decompressed
 from mobillama.data.raw_document import raw_document
 from mobillama.data.sources import Task
 from mobillama.errors import DamagedFileError
@@ -27,7 +26,8 @@ MOST_BYTES = 64 << 20
 DEEPEST = 20
 TEX = (".tex", ".ltx", ".latex", ".bbl")
 USUAL = ("main.tex", "ms.tex", "paper.tex", "article.tex")
-GZIP, PDF = b"\x1f\x8b", b"%PDF"
+PDF = b"%PDF"
+SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".tgz", ".tar", ".pdf", ".tex")  # in the order in which they come off
 MAIN = re.compile(r"^[^%\n]*\\document(?:class|style)", re.M)
 PUT_IN = re.compile(r"\\(?:input|include|subfile)\s*\{\s*([^{}\n]+?)\s*\}|\\input\s+([^\s{}\\%]+)")
 VERBATIM = re.compile(r"\\(begin|end)\{(verbatim\*?|Verbatim|lstlisting|minted|alltt)\}")
@@ -92,7 +92,7 @@ def without_comments(text: str) -> str:
 
 def _papers(source: Opened, name: str) -> Iterator[tuple[str, bytes | dict[str, bytes]]]:
     """Each paper's name and its bytes as shipped, or its TeX files where the file is one paper's archive."""
-    if not name.endswith(".tar"):
+    if not name.lower().endswith(".tar"):
         yield name, source.raw.read(MOST_BYTES + 1)
         return
     files: dict[str, bytes] = {}
@@ -101,7 +101,7 @@ def _papers(source: Opened, name: str) -> Iterator[tuple[str, bytes | dict[str, 
             if not member.isfile():
                 continue
             stream = archive.extractfile(member)
-            if member.name.endswith((".gz", ".pdf")) and not files and stream is not None:
+            if member.name.lower().endswith((".gz", ".pdf")) and not files and stream is not None:
                 yield member.name, stream.read(MOST_BYTES + 1)
             elif stream is not None:
                 _take(files, member.name, stream)
@@ -123,9 +123,7 @@ def _document(task: Task, name: str, number: int, path: str, data: bytes | dict[
 def _unpacked(path: str, data: bytes) -> dict[str, bytes]:
     """The TeX files of one paper, which may be an archive or a single file, compressed or not."""
     files: dict[str, bytes] = {}
-    if data.startswith(GZIP):
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            data = packed.read(MOST_BYTES + 1)
+    data = decompressed(io.BufferedReader(io.BytesIO(data)), path).read(MOST_BYTES + 1)
     if data.startswith(PDF) or len(data) > MOST_BYTES:
         return files
     if data[257:262] == b"ustar":
@@ -135,7 +133,7 @@ def _unpacked(path: str, data: bytes) -> dict[str, bytes]:
                 if stream is not None:
                     _take(files, member.name, stream)
         return files
-    return {posixpath.basename(path).removesuffix(".gz").removesuffix(".tex") + ".tex": data}
+    return {_stem(path) + ".tex": data}
 
 
 def _take(files: dict[str, bytes], name: str, stream: IO[bytes]) -> None:
@@ -182,11 +180,18 @@ def _decoded(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
+def _stem(path: str) -> str:
+    """The last part of a path without what says how it is packed."""
+    stem = posixpath.basename(path)
+    for suffix in SUFFIXES:
+        if stem.lower().endswith(suffix):
+            stem = stem[: -len(suffix)]
+    return stem
+
+
 def _about(path: str) -> dict[str, str]:
     """Id and address of a paper, where its file is named after its arXiv number."""
-    stem = posixpath.basename(path)
-    for suffix in (".gz", ".tgz", ".tar", ".pdf", ".tex"):
-        stem = stem.removesuffix(suffix)
+    stem = _stem(path)
     if NEW_ID.fullmatch(stem):
         return {"id": f"arxiv/{stem}", "url": f"https://arxiv.org/abs/{stem}"}
     if old := OLD_ID.fullmatch(stem):

@@ -30,7 +30,7 @@ try:
     from mobillama.data.executor import make_executor
     from mobillama.data.remote import is_remote
     from mobillama.data.sample import Sample, take_sample
-    from mobillama.data.sources import Task, list_tasks, subset_tasks
+    from mobillama.data.sources import Task, Unread, list_tasks, subset_tasks
 except ImportError as error:
     raise missing_extra("data", error) from None
 
@@ -45,11 +45,12 @@ def plan_data(recipe: DataRecipe, *, workers: int = 0, sample_bytes: int = 8_000
     """What a build of `recipe` on `workers` processes (0 = all cores here) will need, as plain JSON types.
 
     `sample_bytes`: text of each subset that is built to see. Gives `subsets` (by name: `basis` counted, extrapolated,
-    target or unknown, `why`, and figures), `total`, `disk`, `speed`, `hours`, `mix_distance`.
+    target or unknown, `why`, and figures), `total`, `disk`, `speed`, `hours`, `mix_distance`, `unread`.
     Errors: InputError for a recipe or local input that a build could not use either.
     """
     here = make_executor("local").workers
-    found = list_subsets(recipe)
+    unread: Unread = {}
+    found = list_subsets(recipe, unread)
     with tempfile.TemporaryDirectory(prefix="mobillama-plan-") as folder:
         samples: dict[str, Sample] = {}
         absent: dict[str, str] = {}
@@ -89,13 +90,16 @@ def plan_data(recipe: DataRecipe, *, workers: int = 0, sample_bytes: int = 8_000
         "mix_distance": mix_distance,
         "disk": _disk(total, measured),
         "speed": speed,
+        "unread": unread,
         "hours": hours,
         "hours_why": hours_why,
     }
 
 
-def list_subsets(recipe: DataRecipe) -> dict[str, list[Task] | str]:
+def list_subsets(recipe: DataRecipe, unread: Unread | None = None) -> dict[str, list[Task] | str]:
     """The tasks of each subset, in the order of a build; for a remote source that cannot be listed, why.
+
+    Files of other kinds are counted in `unread`.
 
     Of several remote sources of one place, the first that fails speaks for all.
     """
@@ -123,9 +127,9 @@ def list_subsets(recipe: DataRecipe) -> dict[str, list[Task] | str]:
     shared = [name for name in named if name not in own]
     if shared or (not named and (not own or recipe.source != SourceConfig())):
         narrowed = recipe.source.model_copy(update={"subsets": tuple(shared)})
-        add(recipe.source, shared, lambda: list_tasks(narrowed))
+        add(recipe.source, shared, lambda: list_tasks(narrowed, unread))
     for name, source in own.items():
-        add(source, [name], lambda name=name, source=source: subset_tasks(name, source))  # type: ignore[misc]
+        add(source, [name], lambda name=name, source=source: subset_tasks(name, source, unread))  # type: ignore[misc]
     order = [*named, *(name for name in found if name not in own and name not in named), *sorted(own)]
     return {name: found[name] for name in dict.fromkeys(order)}
 

@@ -12,30 +12,37 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from mobillama import manifest
 from mobillama.config import DataRecipe, SourceConfig, external_folder
 from mobillama.data import remote
+from mobillama.data.compressed import DAMAGE, opened, printable
 from mobillama.data.installation import python_files
 from mobillama.data.remote import RemoteFile, is_remote, local_path
 from mobillama.errors import InputError
 
 TASK_BYTES = 16 << 20
 MOST_SUBSETS = 256  # a row of the shards names its source in one byte
+PACKED = ("", ".gz", ".zst", ".bz2", ".xz")
+# What files of a kind are called, in capitals or not.
 SUFFIXES: dict[str, tuple[str, ...]] = {
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "jsonl": tuple(name + packed for name in (".jsonl", ".ndjson", ".json") for packed in PACKED),
     "parquet": (".parquet",),
-    "warc": (".warc", ".warc.gz", ".wet", ".wet.gz"),
-    "latex": (".tar", ".tar.gz", ".tgz", ".gz", ".tex"),
-    "stackexchange": ("Posts.xml", "Posts.xml.gz", "Posts.xml.zst"),
+    "warc": tuple(name + packed for name in (".warc", ".wet") for packed in PACKED),
+    "latex": (*(name + packed for name in (".tar", ".tex") for packed in PACKED), ".tgz", ".gz"),
+    "stackexchange": tuple("posts.xml" + packed for packed in PACKED),
 }
+# A .json file is lines of records, or something else (a description, one large array): what its first lines say.
+SNIFFED_LINES, SNIFFED_BYTES = 20, 1 << 20
 # The text of a web page depends on the version of what extracts it.
 EXTRACTOR = {"warc": f" {importlib.metadata.version('trafilatura')}"} if find_spec("trafilatura") else {}
 # Kinds whose documents are named by their sub-folders alone and read many files a task.
@@ -50,6 +57,7 @@ UNUSED: dict[str, tuple[str, ...]] = {
 }
 
 File = Path | RemoteFile
+Unread = dict[str, dict[str, int]]  # what lies there and is not read: suffix -> {"files", "bytes"}
 
 
 @dataclass(frozen=True)
@@ -73,35 +81,46 @@ class Task:
     stamps: tuple[str, ...] = ()
 
 
-def recipe_tasks(recipe: DataRecipe) -> list[Task]:
+def recipe_tasks(recipe: DataRecipe, unread: Unread | None = None) -> list[Task]:
     """The tasks of a recipe, in order: the subsets of `source.subsets`, else all of the recipe's source; then those
     with sources of their own that were not named, by name.
 
-    A recipe whose subsets have sources and whose [source] is left out reads those alone. Errors: InputError for a
-    source without files, a subset that is not there or more subsets than shards can name.
+    A recipe whose subsets have sources and whose [source] is left out reads those alone. Files below a source's root
+    that are none of its kind are counted in `unread`. Errors: InputError for a source without files, a subset that is
+    not there or more subsets than shards can name.
     """
     own = {name: subset.source for name, subset in recipe.subset.items() if subset.source is not None}
     named = recipe.source.subsets
     tasks: list[Task] = []
     if not named and (not own or recipe.source != SourceConfig()):
-        tasks += [task for task in list_tasks(recipe.source) if task.subset not in own]
+        tasks += [task for task in list_tasks(recipe.source, unread) if task.subset not in own]
     shared = tuple(name for name in named if name not in own)
-    common = list_tasks(recipe.source.model_copy(update={"subsets": shared})) if shared else []
+    common = list_tasks(recipe.source.model_copy(update={"subsets": shared}), unread) if shared else []
     for name in [*named, *sorted(own.keys() - set(named))]:
-        tasks += subset_tasks(name, own[name]) if name in own else [task for task in common if task.subset == name]
+        mine = subset_tasks(name, own[name], unread) if name in own else common
+        tasks += [task for task in mine if task.subset == name]
     return _checked(tasks)
 
 
-def list_tasks(source: SourceConfig) -> list[Task]:
+def describe_unread(unread: Unread) -> str:
+    """What was not read, in words; "" if all was."""
+    files = sum(counts["files"] for counts in unread.values())
+    kinds = ", ".join(f"{suffix} {counts['files']:,}" for suffix, counts in sorted(unread.items()))
+    size = sum(counts["bytes"] for counts in unread.values())
+    return f"not read, being of another kind: {files:,} files, {size:,} bytes ({kinds})" if files else ""
+
+
+def list_tasks(source: SourceConfig, unread: Unread | None = None) -> list[Task]:
     """The tasks of a source, in order. Errors: InputError for a folder without files or a subset that is not there."""
-    tasks = _checked(_list(source))
+    tasks = _checked(_list(source, unread={} if unread is None else unread))
     return _whole_subsets(tasks, source.max_bytes) if source.max_bytes else tasks
 
 
-def subset_tasks(name: str, source: SourceConfig) -> list[Task]:
+def subset_tasks(name: str, source: SourceConfig, unread: Unread | None = None) -> list[Task]:
     """The tasks of a source that is all of subset `name`, whatever its files are called."""
     try:
-        tasks = [dataclasses.replace(task, subset=name) for task in _list(source, "" if source.subsets else name)]
+        listed = _list(source, "" if source.subsets else name, unread={} if unread is None else unread)
+        tasks = [dataclasses.replace(task, subset=name) for task in listed]
     except InputError as error:
         raise InputError(f"subset {name}: {error}") from None
     if not tasks:
@@ -145,15 +164,15 @@ def state(tasks: Iterable[Task]) -> list[list[object]]:
     ]
 
 
-def _list(source: SourceConfig, only: str = "") -> list[Task]:
+def _list(source: SourceConfig, only: str = "", *, unread: Unread) -> list[Task]:
     """The tasks of a source before `max_bytes`; all of subset `only`, where that is given."""
     for field in UNUSED.get(source.kind, ()):
         if getattr(source, field) != SourceConfig.model_fields[field].default:
             raise InputError(f"source.{field} means nothing to a source of kind {source.kind!r}; leave it out")
     if source.kind == "python-installation":
         return _installation(source)
-    files, root = _listed(source)
-    return (_folder if source.kind == "folder" else _record_files)(source, files, root, only)
+    files, root = _listed(source, unread)
+    return (_folder if source.kind == "folder" else _record_files)(source, files, root, only, unread)
 
 
 def _checked(tasks: list[Task]) -> list[Task]:
@@ -167,7 +186,7 @@ def _checked(tasks: list[Task]) -> list[Task]:
     return tasks
 
 
-def _listed(source: SourceConfig) -> tuple[list[tuple[File, str]], str]:
+def _listed(source: SourceConfig, unread: Unread) -> tuple[list[tuple[File, str]], str]:
     """Every file of a source with its name, in the order of the names (of the list, for a list); and its root."""
     if source.url_list:
         return _url_list(source), source.url_list
@@ -179,9 +198,10 @@ def _listed(source: SourceConfig) -> tuple[list[tuple[File, str]], str]:
         folder = external_folder("source.root", local_path(source.root), "MOBILLAMA_CORPORA").absolute()
         root = str(folder)
         if folder.is_file():
-            files = [(folder, folder.name)]
+            files = [(folder, printable(folder.name))]
         else:
-            files = [(path, path.relative_to(folder).as_posix()) for path in _files_below(folder)]
+            below = _files_below(folder, unread)
+            files = [(path, printable(path.relative_to(folder).as_posix())) for path in below]
     if source.files:
         matched = [pair for pair in files if any(_matches(pair[1], pattern) for pattern in source.files)]
         if not matched:
@@ -190,10 +210,51 @@ def _listed(source: SourceConfig) -> tuple[list[tuple[File, str]], str]:
     return files, root
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """All files in the order of their paths; links to folders are followed where they stand at the top."""
-    for path in sorted(folder.iterdir()):
-        yield from (inner for inner in (sorted(path.rglob("*")) if path.is_dir() else [path]) if inner.is_file())
+def _files_below(folder: Path, unread: Unread) -> list[Path]:
+    """All files in the order of their paths; links to folders are followed where they stand at the top.
+
+    Other links to folders, links to nothing, pipes and devices are counted in `unread`. Error: InputError for a folder
+    that cannot be listed.
+    """
+    found: list[Path] = []
+    below = [Path(entry) for entry in _scan(folder)]
+    for top in below:
+        if not top.is_dir():
+            found.append(top)
+            continue
+        for where, folders, names in os.walk(top, onerror=_not_listed):
+            found += [Path(where, name) for name in names]
+            found += [link for name in folders if (link := Path(where, name)).is_symlink()]
+    files = [path for path in found if path.is_file()]
+    for path in found if len(files) < len(found) else ():
+        if not path.is_file():
+            _note(unread, "(no file)", 0)
+    return sorted(files)
+
+
+def _scan(folder: Path) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(folder)]
+    except OSError as error:
+        return _not_listed(error)
+
+
+def _not_listed(error: OSError) -> NoReturn:
+    raise InputError(f"{printable(error.filename)} cannot be listed ({error.strerror}); mend that and go on") from None
+
+
+def _note(unread: Unread, suffix: str, size: int) -> None:
+    """Count one file that is not read."""
+    counts = unread.setdefault(suffix, {"files": 0, "bytes": 0})
+    counts["files"] += 1
+    counts["bytes"] += size
+
+
+def _note_file(unread: Unread, file: File, name: str) -> None:
+    last = PurePosixPath(name.lower())
+    packed = last.suffix if last.suffix in PACKED else ""
+    suffix = (last.with_suffix("").suffix if packed else last.suffix) + packed
+    _note(unread, suffix or "(no suffix)", int(_stamp(file).partition(":")[0]))
 
 
 def _url_list(source: SourceConfig) -> list[tuple[File, str]]:
@@ -234,13 +295,17 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
-def _record_files(source: SourceConfig, files: list[tuple[File, str]], root: str, only: str) -> list[Task]:
+def _record_files(
+    source: SourceConfig, files: list[tuple[File, str]], root: str, only: str, unread: Unread
+) -> list[Task]:
     """Files `<subset>.jsonl` (or what the kind has for it), or all such files under a folder `<subset>/`."""
     suffixes = SUFFIXES[source.kind]
     found: dict[str, list[tuple[File, str]]] = {}
     for file, name in files:
-        if source.files or source.url_list or name.endswith(suffixes):
+        if source.files or source.url_list or _is_of_kind(source, file, name):
             found.setdefault(only or _subset_of(name, suffixes), []).append((file, name))
+        else:
+            _note_file(unread, file, name)
     make = partial(
         Task, how=source.kind, license=source.license, text_field=source.text_field, id_field=source.id_field
     )
@@ -251,14 +316,42 @@ def _record_files(source: SourceConfig, files: list[tuple[File, str]], root: str
     ]
 
 
-def _folder(source: SourceConfig, files: list[tuple[File, str]], root: str, only: str) -> list[Task]:
+def _is_of_kind(source: SourceConfig, file: File, name: str) -> bool:
+    """Whether a file is one that the source reads: by its name, and one called .json by its first lines as well."""
+    name = name.lower()
+    if not name.endswith(SUFFIXES[source.kind]):
+        return False
+    if not name.endswith(tuple(".json" + packed for packed in PACKED)) or not isinstance(file, Path):
+        return True
+    with opened(file) as here:
+        try:
+            stream = here.bytes()
+            return any(_is_record(stream.readline(SNIFFED_BYTES), source) for _ in range(SNIFFED_LINES))
+        except DAMAGE:
+            return True  # reading it says what is wrong
+
+
+def _is_record(line: bytes, source: SourceConfig) -> bool:
+    """Whether a line is a JSON object with a text (or begins one that is too long to be looked at)."""
+    if len(line) == SNIFFED_BYTES and not line.endswith(b"\n"):
+        return line.lstrip().startswith(b"{")
+    try:
+        record = json.loads(line.decode("utf-8-sig", "replace"), strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and not {source.text_field, source.text_field.partition(".")[0]}.isdisjoint(record)
+
+
+def _folder(source: SourceConfig, files: list[tuple[File, str]], root: str, only: str, unread: Unread) -> list[Task]:
     """Every file that is not hidden: one document each. Sub-folders of the root are the subsets."""
     found: dict[str, list[tuple[File, str]]] = {}
     for file, name in files:
         parts = name.split("/")
         if not any(part.startswith(".") or part == "__pycache__" for part in parts):
-            subset = parts[0] if len(parts) > 1 else PurePosixPath(root).name
+            subset = parts[0] if len(parts) > 1 else printable(PurePosixPath(root).name)
             found.setdefault(only or subset, []).append((file, name))
+        else:
+            _note_file(unread, file, name)
     return [
         Task(subset, "file", paths, names, license=source.license, stamps=stamps)
         for subset in _chosen(source, found, root, "files")
@@ -329,7 +422,9 @@ def _stamp(file: File) -> str:
     try:
         status = file.stat()
     except FileNotFoundError:
-        raise InputError(f"{file} is gone; put it back and run the same command again") from None
+        raise InputError(f"{printable(file)} is gone; put it back and run the same command again") from None
+    except OSError as error:
+        raise InputError(f"{printable(file)} cannot be looked at ({error.strerror}); mend that and go on") from None
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
@@ -354,4 +449,5 @@ def _subset_of(name: str, suffixes: tuple[str, ...]) -> str:
     if slash and "://" not in name and folder:
         return folder
     last = name.rpartition("/")[2]
-    return next((last.removesuffix(suffix) for suffix in suffixes if last.endswith(suffix)), last) or "posts"
+    lower = last.lower()
+    return next((last[: -len(suffix)] for suffix in suffixes if lower.endswith(suffix)), last) or "posts"

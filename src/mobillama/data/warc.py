@@ -62,7 +62,10 @@ class _Whole:
     """An archive's bytes, decompressed here, since warcio takes the EOFError of a file cut short for its end."""
 
     def __init__(self, source: Opened) -> None:
-        self._stream = source.bytes()
+        try:
+            self._stream = source.bytes()
+        except DAMAGE as error:
+            raise _CutError(str(error)) from None
 
     def read(self, count: int = -1) -> bytes:
         """The next bytes. Error: _CutError."""
