@@ -7,7 +7,7 @@ import random
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,10 +32,20 @@ def door_driver(compiled: Callable[..., Path], engine: Sources) -> Path:
     return compiled(sources, own_flags=engine[1], flags=["-O1"], sanitize="thread")
 
 
+@pytest.fixture(scope="session", params=["thread", "address,undefined"])
+def orders_driver(request: pytest.FixtureRequest, compiled: Callable[..., Path], engine: Sources) -> Path:
+    sources = ["tests/orders_door.cpp", "tests/seeds.cpp", *engine[0]]
+    return compiled(sources, own_flags=engine[1], flags=["-O1"], sanitize=request.param)
+
+
 def run(driver: Path, *arguments: object, seconds: float, isa: str = "") -> dict[str, int]:
     """The numbers that the driver prints, by their words; its failure fails the test with what it says."""
+    return numbers([driver, *arguments, "--seconds", seconds], seconds, isa)
+
+
+def numbers(arguments: Sequence[object], seconds: float, isa: str = "") -> dict[str, int]:
     seed = random.randrange(2**32)
-    command = [str(driver), *map(str, arguments), "--seconds", str(seconds), "--seed", str(seed)]
+    command = [*map(str, arguments), "--seed", str(seed)]
     environment = {**os.environ, "MOBILLAMA_ISA": isa, "TSAN_OPTIONS": "halt_on_error=1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds + 240)
     print(f"seed {seed}\n{done.stdout}")
@@ -67,6 +77,16 @@ def test_threads_meet_at_the_door_many_times(door_driver: Path, tmp_path: Path, 
     # Both outcomes of each race were seen.
     assert min(done[word] for word in ("cancelled", "too late", "accepted", "refused")) > 0
     assert min(done[word] for word in ("side by side", "opened", "rounded")) > 4  # what it does on any machine
+
+
+@pytest.mark.parametrize(
+    "orders", [20, pytest.param(1000, marks=pytest.mark.slow), pytest.param(10000, marks=pytest.mark.long)]
+)
+def test_any_order_of_use_and_freeing_is_safe(orders_driver: Path, tmp_path: Path, orders: int) -> None:
+    done = numbers([orders_driver, tmp_path, "--orders", orders], seconds=orders)
+    assert done["orders"] == orders
+    if orders > 100:  # every kind of moment was met
+        assert min(done[word] for word in ("freed inside", "freed idle", "computed", "ended", "children")) > 0
 
 
 @pytest.mark.slow
