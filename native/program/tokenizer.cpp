@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::string_view kSpace = "\xE2\x96\x81";           // U+2581: a space inside a piece
 constexpr std::string_view kUnknownShown = " \xE2\x81\x87 ";  // what sentencepiece writes for the unknown id
+constexpr const char* kMoreEnds = "mobillama.end_token_ids";  // our own key
 constexpr size_t kMostMerges = size_t(1) << 24;               // places in the list are exact in a float
 constexpr size_t kLongestText = size_t(1) << 28;              // bytes; with every one a space, offsets still fit 32 bits
 
@@ -76,19 +77,33 @@ Tokenizer::Tokenizer(const Gguf& gguf) {
   begin_id_ = special_id(gguf, "tokenizer.ggml.bos_token_id");
   end_id_ = special_id(gguf, "tokenizer.ggml.eos_token_id");
   unknown_id_ = special_id(gguf, "tokenizer.ggml.unknown_token_id");
+  read_ends(gguf);
   if (gguf.has("tokenizer.ggml.merges")) read_merges(gguf.texts("tokenizer.ggml.merges"));
   // Where a file is silent, other programs put both in front: older files rely on it.
   space_prefix_ = gguf.integer("tokenizer.ggml.add_space_prefix", 1) != 0;
   begins_ = gguf.integer("tokenizer.ggml.add_bos_token", 1) != 0 && begin_id_ >= 0;
 }
 
+// -1 where the file names none.
 int32_t Tokenizer::special_id(const Gguf& gguf, const std::string& key) const {
-  const int64_t id = gguf.integer(key, -1);
-  if (id < -1 || id >= size()) {
-    fail(MOBILLAMA_FORMAT, "%s is %lld; expected 0 to %d: the file is damaged", key.c_str(), static_cast<long long>(id),
-         size() - 1);
+  return gguf.has(key) ? checked_id(key, gguf.integer(key)) : -1;
+}
+
+int32_t Tokenizer::checked_id(const std::string& key, int64_t id) const {
+  if (id < 0 || id >= size()) {
+    fail(MOBILLAMA_FORMAT, "%s is %lld; expected 0 to %d: the file is damaged", key.c_str(),
+         static_cast<long long>(id), size() - 1);
   }
   return static_cast<int32_t>(id);
+}
+
+void Tokenizer::read_ends(const Gguf& gguf) {
+  for (const char* name : {"eos", "eot", "eom"}) {
+    const int32_t id = special_id(gguf, std::string("tokenizer.ggml.") + name + "_token_id");
+    if (id >= 0) ends_.push_back(id);
+  }
+  if (!gguf.has(kMoreEnds)) return;
+  for (const int32_t id : gguf.integers(kMoreEnds)) ends_.push_back(checked_id(kMoreEnds, id));
 }
 
 void Tokenizer::add_piece(size_t id) {

@@ -22,6 +22,8 @@ class Tokenizer {
 
   int32_t size() const { return static_cast<int32_t>(pieces_.size()); }
   int32_t end_id() const { return end_id_; }  // -1: the file names none
+  // The ids at which a text ends: those of eos, eot and eom that the file names, and the list of our own key.
+  const std::vector<int32_t>& ends() const { return ends_; }
 
   // sentencepiece's ids (where the file lists its merges, those of merging in that order); text that spells a control or user-defined piece is ordinary text, a byte that is part of no
   // character is read as U+FFFD. Time: n log n of the bytes.
@@ -41,6 +43,8 @@ class Tokenizer {
   enum class Kind : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
   size_t check(int32_t id) const;
   int32_t special_id(const Gguf& gguf, const std::string& key) const;
+  int32_t checked_id(const std::string& key, int64_t id) const;
+  void read_ends(const Gguf& gguf);
   void add_piece(size_t id);
   std::string spaced(std::string_view text) const;
   void read_merges(const std::vector<std::string>& merges);
@@ -56,6 +60,7 @@ class Tokenizer {
   size_t longest_ = 0;                                 // bytes of the longest normal piece
   // Piece << 32 | bytes of its left part -> minus the place in the list of merges; empty where scores say it all.
   std::unordered_map<uint64_t, float> merges_;
+  std::vector<int32_t> ends_;
   std::array<int32_t, 256> byte_ids_;                  // -1: there is none
   int32_t begin_id_ = -1, end_id_ = -1, unknown_id_ = -1;
   bool space_prefix_ = true, begins_ = true;

@@ -6,7 +6,7 @@ import heapq
 from pathlib import Path
 
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from strings import strings
 
 from mobillama.errors import DamagedFileError, InputError
@@ -162,3 +162,23 @@ def test_lists_that_disagree_are_damage(learned: Tokenizer) -> None:
     ):
         with pytest.raises(DamagedFileError, match="get the file again"):
             from_gguf(wrong, "words.gguf")
+
+
+def test_a_text_ends_at_every_id_that_the_file_names(learned: Tokenizer, tmp_path: Path) -> None:
+    def read(eot: int, more: list[int]) -> frozenset[int]:
+        writer = GGUFWriter(tmp_path / "ends.gguf", "mobillama")
+        write_tokenizer(writer, learned, 1200)
+        writer.add_eot_token_id(eot)
+        writer.add_uint32("tokenizer.ggml.eom_token_id", 301)
+        writer.add_key_value("mobillama.end_token_ids", more, GGUFValueType.ARRAY, GGUFValueType.UINT32)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return read_tokenizer(tmp_path / "ends.gguf").end_ids
+
+    assert learned.end_ids == {2}
+    assert read(300, [302, 2, 303]) == {2, 300, 301, 302, 303}
+    with pytest.raises(DamagedFileError, match=r"eot_token_id is 1200; expected 0 to 1199"):
+        read(1200, [3])
+    with pytest.raises(DamagedFileError, match=r"mobillama\.end_token_ids is 1200; expected 0 to 1199"):
+        read(300, [3, 1200])

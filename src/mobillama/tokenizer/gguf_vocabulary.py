@@ -7,10 +7,10 @@ order merges as our list does. GGUF numbers the kinds of pieces as sentencepiece
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobillama.errors import DamagedFileError, InputError
 from mobillama.tokenizer.gguf_keys import read_keys
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 KINDS = {UNKNOWN: Kind.UNKNOWN, BEGIN: Kind.CONTROL, END: Kind.CONTROL, **dict.fromkeys(BYTES, Kind.BYTE)}
+END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))  # ids at which a text ends
+MORE_ENDS = "mobillama.end_token_ids"  # our own key: further ones, an array of UINT32
 FILLER = "[PAD{}]"  # rows of the embedding that have no piece; llama.cpp's name for them
 
 
@@ -115,7 +117,20 @@ def read_tokenizer(path: Path) -> Tokenizer:
         merges=lists["merges"],
         dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
     )
-    return Tokenizer(from_gguf(found, str(path)))
+    vocab = from_gguf(found, str(path))
+    return Tokenizer(vocab, _end_ids(keys, len(vocab.pieces), path))
+
+
+def _end_ids(keys: Mapping[str, Any], size: int, path: Path) -> Iterator[int]:
+    """The ids of a file at which a text ends. Error: DamagedFileError for what is no id of `size` pieces."""
+    more = keys.get(MORE_ENDS, [])
+    if not isinstance(more, list):
+        raise DamagedFileError(f"{path}: {MORE_ENDS} is {more!r}; expected a list of ids: get the file again")
+    found = [(key, keys[key]) for key in END_KEYS if key in keys] + [(MORE_ENDS, id_) for id_ in more]
+    for key, id_ in found:
+        if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < size:
+            raise DamagedFileError(f"{path}: {key} is {id_!r}; expected 0 to {size - 1}: the file is damaged")
+        yield id_
 
 
 def _scores_suffice(values: GgufVocabulary, vocab: Vocabulary) -> bool:

@@ -34,11 +34,13 @@ class Tokenizer:
     control piece, such as "<s>", is ordinary text. A U+2581 in the text counts as a space, as it does in sentencepiece.
     """
 
-    def __init__(self, vocab: Vocabulary) -> None:
+    def __init__(self, vocab: Vocabulary, end_ids: Iterable[int] = ()) -> None:
+        """`end_ids`: ids beside `eos_id` at which a text ends."""
         self.vocabulary = vocab
         self.vocab_size = len(vocab.pieces)
         ids = {piece: id_ for id_, piece in enumerate(vocab.pieces)}
         self.unk_id, self.bos_id, self.eos_id = ids[UNKNOWN], ids[BEGIN], ids[END]
+        self.end_ids = frozenset((self.eos_id, *end_ids))  # a text ends at any of them
         self._model = models.BPE(
             vocab=ids,
             merges=vocab.merges,
@@ -74,8 +76,8 @@ class Tokenizer:
             return convert(path)
         return cls(vocabulary.read_tokenizer_json(path))
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary]]:
-        return Tokenizer, (self.vocabulary,)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, frozenset[int]]]:
+        return Tokenizer, (self.vocabulary, self.end_ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without begin and end ids. Error: InputError if it holds half a surrogate pair."""
