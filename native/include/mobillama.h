@@ -35,7 +35,8 @@ typedef enum {
   MOBILLAMA_OK = 0,
   MOBILLAMA_INVALID = 1,     /* an argument cannot be used: id outside the vocabulary, unknown sequence, ... */
   MOBILLAMA_IO = 2,          /* the file cannot be read, or changed while it was read */
-  MOBILLAMA_FORMAT = 3,      /* the file is damaged, or is no GGUF of a model this engine knows */
+  MOBILLAMA_FORMAT = 3,      /* the file is damaged, or is no GGUF of a model this engine knows; of a call that computes:
+                                the weights are such that its logits would be no finite numbers */
   MOBILLAMA_UNSUPPORTED = 4, /* a newer GGUF version, another architecture, a tensor type or size without a kernel */
   MOBILLAMA_MEMORY = 5,      /* the system gives no more memory */
   MOBILLAMA_FULL = 6,        /* the tokens do not fit into the sequence */

@@ -1,6 +1,7 @@
 #include "context.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -23,6 +24,18 @@ size_t padded(int rows) { return (static_cast<size_t>(rows) + kPanelRows - 1) / 
 bool wants_codes(std::initializer_list<const Panels*> all) {
   return std::any_of(all.begin(), all.end(), [](const Panels* panels) { return !is_float(panels->layout); });
 }
+
+// Whether every |x| is below 2^exponent; 128: whether it is finite. What is no number is not. A float's upper bits are
+// its exponent: what is missing to the limit is added, and carried into the sign where nothing was missing.
+bool all_below(int exponent, const float* x, size_t count) {
+  const uint32_t missing = static_cast<uint32_t>(128 - exponent + 1) << 23;
+  uint32_t carried = 0;
+  for (size_t i = 0; i < count; i++) carried |= (std::bit_cast<uint32_t>(x[i]) & 0x7fffffff) + missing;
+  return carried >> 31 == 0;
+}
+
+// Of queries, keys and values: no product of two of kMaxHeadDim components overflows.
+constexpr int kLargestExponent = 59, kFinite = 128;
 
 // Hands out pieces of one buffer, each aligned to a cache line; counts only where there is no buffer yet.
 struct Pieces {
@@ -214,6 +227,8 @@ void Context::log_probs(int sequence, const int32_t* ids, int n, const int32_t* 
         found++;
       }
       pool_.run([&](int worker) { head_pass(worker, -1, found); });
+      look_for_overflow(kFinite, final_.x, static_cast<size_t>(found) * static_cast<size_t>(hidden));
+      expect_no_overflow();
       for (int row = 0; next < last; next++) {
         while (place[row] != where[next]) row++;
         out[next] = log_prob(logits_ + static_cast<size_t>(row) * v_stride_, targets[next]);
@@ -258,11 +273,28 @@ int Context::length(int sequence) const {
 
 void Context::pass(int n, bool same_sequence, Want want) {
   logit_rows_ = 0;
-  stopped_ = false;
+  stopped_ = overflowed_ = false;
   for (int i = 0; i < n; i++) turn_up_to(rows_[static_cast<size_t>(i)].position + 1);
   pool_.run([&](int worker) { compute(worker, n, same_sequence, want); });
   if (stopped_) fail(MOBILLAMA_CANCELLED, "cancelled; the sequences are as they were before this call");
-  logit_rows_ = want == Want::all ? n : want == Want::last ? 1 : 0;
+  const int wanted = want == Want::all ? n : want == Want::last ? 1 : 0;
+  const size_t hidden = static_cast<size_t>(weights_.shape.hidden_size);
+  look_for_overflow(kFinite, input_.x + static_cast<size_t>(n - wanted) * hidden, static_cast<size_t>(wanted) * hidden);
+  expect_no_overflow();
+  logit_rows_ = wanted;
+}
+
+// What is not finite in a row of activations stays so in every later sum, but rounding to integers and the exponential
+// hide it. So it is looked for where it would be hidden: in queries, keys and values, and before and after the head.
+void Context::look_for_overflow(int exponent, const float* x, size_t count) {
+  if (!all_below(exponent, x, count)) overflowed_ = true;
+}
+
+void Context::expect_no_overflow() const {
+  if (overflowed_)
+    fail(MOBILLAMA_FORMAT,
+         "the model's numbers overflow, and its logits would be no numbers: the file's weights are damaged or much too "
+         "large; make the file again from a sound model");
 }
 
 Activations Context::row_of(const Activations& x, int row) {
@@ -483,6 +515,8 @@ void Context::store(int row, int layer, int head) {
   const size_t offset = static_cast<size_t>(row) * kv_ + static_cast<size_t>(head) * static_cast<size_t>(dim);
   const size_t angle = static_cast<size_t>(at.position) * static_cast<size_t>(half);
   kernels_.rotate(k_ + offset, cos_ + angle, sin_ + angle, half);
+  look_for_overflow(kLargestExponent, k_ + offset, static_cast<size_t>(dim));
+  look_for_overflow(kLargestExponent, v_ + offset, static_cast<size_t>(dim));
   cache_.store(kernels_, cache_.head(at.sequence, layer, head), at.position, k_ + offset, v_ + offset);
 }
 
@@ -511,6 +545,7 @@ void Context::attend(int worker, int row, int layer, int head, Soon& soon) {
     float* q = q_ + static_cast<size_t>(row) * qkv_ + offset;
     kernels_.rotate(q, cos_ + angle, sin_ + angle, half);
     for (int i = 0; i < dim; i++) q[i] *= scale;
+    look_for_overflow(kLargestExponent, q, static_cast<size_t>(dim));
     int8_t codes[kMaxHeadDim];
     Query query{q, codes, 0, 0};
     if (cache_.type() == MOBILLAMA_KV_INT8) kernels_.quantize(q, dim, dim, codes, &query.scale, &query.sum, nullptr);
@@ -531,7 +566,12 @@ void Context::head_pass(int worker, int first, int n) {
   const bool own = first < 0;
   if (own) pool_.phase(worker, n, [&](int row) { round_row(final_, row, wants_codes({&weights_.head})); }, [] {});
   const Product head[] = {{&weights_.head, logits_, v_stride_}};
-  multiply(worker, n, head, own ? final_ : row_of(input_, first), [](int, int) {}, [](int) {});
+  const auto look = [&](int begin, int end) {
+    for (int row = 0; row < n; row++)
+      look_for_overflow(kFinite, logits_ + static_cast<size_t>(row) * v_stride_ + begin,
+                        static_cast<size_t>(end - begin));
+  };
+  multiply(worker, n, head, own ? final_ : row_of(input_, first), look, [](int) {});
 }
 
 }  // namespace mobillama

@@ -103,6 +103,8 @@ class Context {
   Soon after_layer(int worker, int index) const;
   Soon cached(int row, int layer, int head, int heads) const;
   void head_pass(int worker, int first, int n);
+  void look_for_overflow(int exponent, const float* x, size_t count);
+  void expect_no_overflow() const;
   double log_prob(const float* logits, int32_t target) const;
 
   // Multiply by several matrices that take the same activations, in one phase; each(row) follows when all are done.
@@ -129,7 +131,8 @@ class Context {
   KvCache cache_;
   Pool pool_;
   std::atomic<bool> cancelled_{false};
-  std::atomic<bool> ended_{false};    // nothing is computed any more
+  std::atomic<bool> ended_{false};       // nothing is computed any more
+  std::atomic<bool> overflowed_{false};  // a number of this pass is not finite
   std::atomic<bool> stopped_{false};  // written between phases; a worker that comes late may see it early, and goes
 
   Buffer scratch_;

@@ -17,6 +17,7 @@ constexpr int kPanelRows = 16;  // rows computed side by side
 constexpr int kGroup = 32;      // weights (and activations) that share a scale
 constexpr int kSuper = 256;     // weights of a Q3_K or Q6_K block
 constexpr int kMaxHeadDim = 256;
+constexpr float kLargestHalf = 65504;
 
 // How a matrix lies in memory. Panels of 16 rows, one after the other; rows past the last one are zero. "Column group"
 // j of a tile of 16 rows x 32 columns: columns 4j to 4j + 3 of every row, 64 bytes: row 0's four, row 1's four, ...
@@ -151,7 +152,8 @@ struct Kernels {
   // sin).
   void (*rotate)(float* x, const float* cos, const float* sin, int half);
 
-  void (*to_half)(const float* x, int n, uint16_t* out);  // nearest even
+  // Nearest even; what is larger than kLargestHalf, infinity too, becomes that. NaN stays one.
+  void (*to_half)(const float* x, int n, uint16_t* out);
 
   // scores[s] for positions 0 to length - 1, and 16-aligned padding behind them: acc = fma(q[d], k[d], acc) over d;
   // int8: float(dot) * (key_scale * query.scale). Beside, as much of `soon` is fetched as is read.

@@ -111,8 +111,10 @@ void rotate(float* x, const float* cos, const float* sin, int half) {
 }
 
 void to_half(const float* x, int n, uint16_t* out) {
+  const __m256 most = _mm256_set1_ps(kLargestHalf), least = _mm256_set1_ps(-kLargestHalf);
   for (int i = 0; i < n; i += 8) {
-    const __m128i halves = _mm256_cvtps_ph(load_some(x + i, n - i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 below = _mm256_min_ps(most, load_some(x + i, n - i));  // of a NaN and a number the second
+    const __m128i halves = _mm256_cvtps_ph(_mm256_max_ps(least, below), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     std::memcpy(out + i, &halves, size_t(std::min(n - i, 8)) * 2);
   }
 }

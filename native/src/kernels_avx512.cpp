@@ -425,10 +425,11 @@ void rotate(float* x, const float* cos, const float* sin, int half) {
 }
 
 void to_half(const float* x, int n, uint16_t* out) {
+  const __m512 most = _mm512_set1_ps(kLargestHalf), least = _mm512_set1_ps(-kLargestHalf);
   for (int i = 0; i < n; i += 16) {
     const __mmask16 mask = lanes(n - i);
-    const __m256i halves =
-        _mm512_cvtps_ph(_mm512_maskz_loadu_ps(mask, x + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 below = _mm512_min_ps(most, _mm512_maskz_loadu_ps(mask, x + i));  // of a NaN and a number the second
+    const __m256i halves = _mm512_cvtps_ph(_mm512_max_ps(least, below), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_mask_storeu_epi16(out + i, mask, halves);
   }
 }

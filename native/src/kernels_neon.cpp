@@ -171,8 +171,9 @@ void rotate(float* x, const float* cos, const float* sin, int half) {
 }
 
 void to_half(const float* x, int n, uint16_t* out) {
+  const float32x4_t most = vdupq_n_f32(kLargestHalf), least = vdupq_n_f32(-kLargestHalf);
   for (int i = 0; i < n; i += 4) {
-    const float16x4_t halves = vcvt_f16_f32(load_some(x + i, n - i));
+    const float16x4_t halves = vcvt_f16_f32(vmaxq_f32(least, vminq_f32(most, load_some(x + i, n - i))));
     std::memcpy(out + i, &halves, size_t(std::min(n - i, 4)) * 2);
   }
 }

@@ -193,7 +193,7 @@ void rotate(float* x, const float* cos, const float* sin, int half) {
 }
 
 void to_half(const float* x, int n, uint16_t* out) {
-  for (int i = 0; i < n; i++) out[i] = float_to_half(x[i]);
+  for (int i = 0; i < n; i++) out[i] = float_to_half(std::clamp(x[i], -kLargestHalf, kLargestHalf));
 }
 
 float as_float(uint16_t value) { return half_to_float(value); }

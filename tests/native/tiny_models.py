@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -23,8 +24,12 @@ def write_tiny_model(
     tied: bool = False,
     context_length: int = 64,
     seed: int = 1,
+    factors: Mapping[str, float] | None = None,
 ) -> Path:
-    """A file of architecture mobillama whose matrices are all of one type; layers share ffn_blocks FFN blocks."""
+    """A file of architecture mobillama whose matrices are all of one type; layers share ffn_blocks FFN blocks.
+
+    factors: of the weights of tensors, by the last part of their names, such as attn_k.
+    """
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "mobillama")
     writer.add_context_length(context_length)
@@ -38,11 +43,13 @@ def write_tiny_model(
     writer.add_uint32("mobillama.ffn_block_count", ffn_blocks)
 
     def matrix(name: str, rows: int, cols: int) -> None:
-        weights = random.normal(0, 2 / np.sqrt(cols), (rows, cols)).astype(np.float32)
+        factor = (factors or {}).get(name.split(".")[-2], 1.0)
+        weights = (random.normal(0, 2 / np.sqrt(cols), (rows, cols)) * factor).astype(np.float32)
         writer.add_tensor(name, gguf.quantize(weights, type_), raw_dtype=type_)
 
     def norm(name: str) -> None:
-        writer.add_tensor(name, random.uniform(0.5, 1.5, hidden_size).astype(np.float32))
+        factor = (factors or {}).get(name.split(".")[-2], 1.0)
+        writer.add_tensor(name, (random.uniform(0.5, 1.5, hidden_size) * factor).astype(np.float32))
 
     matrix("token_embd.weight", vocab_size, hidden_size)
     norm("output_norm.weight")
