@@ -91,9 +91,17 @@ MOBILLAMA_API int32_t mobillama_version(void);
 /* The words for the calling thread's last failure; "" before the first. Valid until its next call. */
 MOBILLAMA_API const char* mobillama_last_error(void);
 
-/* Read a GGUF file (architecture mobillama, or llama) and lay out its weights. options may be NULL. */
+/* Read a GGUF file (architecture mobillama, or llama) and lay out its weights. options may be NULL. UNSUPPORTED for a
+ * key that would change the arithmetic: docs/formats.md lists them. */
 MOBILLAMA_API mobillama_status mobillama_open(const char* path, const mobillama_open_options* options,
                                               mobillama_model** out);
+
+/* As mobillama_open, for a file with keys `{architecture}.*` that are unknown or change the arithmetic, which is an
+ * error: those of the num_keys named in `keys` (whole names) are ignored. The answers are then not those that the
+ * file's maker meant: say so wherever they are shown. INVALID for a name that stands in nobody's way. */
+MOBILLAMA_API mobillama_status mobillama_open_ignoring(const char* path, const mobillama_open_options* options,
+                                                       const char* const* keys, int32_t num_keys,
+                                                       mobillama_model** out);
 
 /* Let go of a model: its weights are freed with the last of its contexts, now if there is none. Waits for calls with it
  * that are inside. NULL is allowed. */

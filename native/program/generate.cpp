@@ -91,12 +91,16 @@ double Result::decode() const { return std::accumulate(tokens.begin(), tokens.en
 
 Result generate(const Options& options, Interruption& interruption, const std::function<void(const std::string&)>& show) {
   Result result;
+  result.ignored_keys = options.ignored_keys;
   Clock clock, whole;
 
   mobillama_model* opened = nullptr;
   mobillama_open_options open_options = {};
   open_options.threads = options.threads;
-  need(mobillama_open(options.file.c_str(), &open_options, &opened));
+  std::vector<const char*> ignored;
+  for (const std::string& key : options.ignored_keys) ignored.push_back(key.c_str());
+  need(mobillama_open_ignoring(options.file.c_str(), &open_options, ignored.data(), static_cast<int32_t>(ignored.size()),
+                               &opened));
   const Model model(opened);
   need(mobillama_describe(model.get(), &result.model));
   result.open = clock.lap();

@@ -13,6 +13,7 @@ namespace mobillama {
 
 struct Result {
   mobillama_info model = {};
+  std::vector<std::string> ignored_keys;  // without which the file was run
   int32_t prompt_tokens = 0;
   std::vector<int32_t> ids;  // the answer's
   std::string text;          // empty where the prompt was ids

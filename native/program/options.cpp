@@ -27,6 +27,8 @@ mobillama-run FILE.gguf --detokenize [--split BYTE] < ids: their text
   --threads N               0 = one per core
   --context N               tokens of prompt and answer together; 0 = as many as the model was made for
   --kv f16|int8|f32         type in which keys and values are kept (f16)
+  --ignore-key NAME         run a file whose key NAME is unknown here, or asks for what this engine cannot compute; may be
+                            given several times, and is told beside the timings
   --json                    one line of JSON on stdout in place of text and timings
   --tokenize                one line of ids for the text on stdin, without a begin id
   --detokenize              the text of the ids on stdin; with --split, of each line
@@ -83,6 +85,9 @@ void check(const Options& options) {
   if (!generates && (options.prompt || !options.ids.empty())) {
     throw UsageError("--tokenize and --detokenize read stdin; leave -p and --ids out");
   }
+  if (!generates && !options.ignored_keys.empty()) {
+    throw UsageError("--ignore-key is about what a model computes; leave it out of --tokenize and --detokenize");
+  }
   if (generates && options.split) throw UsageError("--split belongs to --tokenize and --detokenize");
   if (!options.ids.empty() && !options.stops.empty()) throw UsageError("--stop needs text; give the prompt with -p");
   for (const std::string& stop : options.stops) {
@@ -136,6 +141,7 @@ Options read_options(int argc, char** argv) {
     else if (name == "--context") options.context = read_count(value(), name, 0);
     else if (name == "--kv") options.kv = read_kv(value());
     else if (name == "--split") options.split = static_cast<char>(read_number<int32_t>(value(), name, 0, 255));
+    else if (name == "--ignore-key") options.ignored_keys.push_back(value());
     else if (name == "--json") options.json = true;
     else if (name == "--tokenize") options.task = Task::kTokenize;
     else if (name == "--detokenize") options.task = Task::kDetokenize;

@@ -19,6 +19,7 @@ struct Options {
   std::optional<std::string> prompt;
   std::vector<int32_t> ids;  // in place of a prompt
   std::vector<std::string> stops;
+  std::vector<std::string> ignored_keys;  // of the file, by their whole names
   int32_t max_new_tokens = 128;
   mobillama_sampling sampling = {.temperature = 0.8, .top_k = 0, .top_p = 0.95, .repetition_penalty = 1, .seed = 0, .num_ids = 0};
   int32_t threads = 0, context = 0;

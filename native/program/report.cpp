@@ -40,7 +40,7 @@ std::string number(double value) {
 template <typename Values, typename Show>
 std::string list(const Values& values, Show show) {
   std::string out;
-  for (const auto value : values) out += (out.empty() ? "" : ", ") + std::string(show(value));
+  for (const auto& value : values) out += (out.empty() ? "" : ", ") + std::string(show(value));
   return "[" + out + "]";
 }
 
@@ -61,7 +61,9 @@ std::string summary(const Result& result, std::optional<int64_t> peak) {
   if (result.ending != "cancelled") out += ", prefill " + format("%.1f tokens/s", prefill_rate(result));
   if (!result.tokens.empty()) out += ", decode " + format("%.1f tokens/s", decode_rate(result));
   if (peak) out += ", peak memory " + format("%.1f MB", double(*peak) / 1e6);
-  return out + "; " + result.model.isa;
+  out += std::string("; ") + result.model.isa;
+  for (const std::string& key : result.ignored_keys) out += "; ignored key " + key;
+  return out;
 }
 
 std::string to_json(const Result& result, std::optional<int64_t> peak) {
@@ -79,6 +81,7 @@ std::string to_json(const Result& result, std::optional<int64_t> peak) {
   out += ", \"peak_memory_bytes\": " + (peak ? integer(*peak) : "null");
   out += ", \"file_bytes\": " + integer(result.model.file_bytes);
   out += ", \"weight_bytes\": " + integer(result.model.weight_bytes);
+  out += ", \"ignored_keys\": " + list(result.ignored_keys, quoted);
   return out + ", \"isa\": " + quoted(result.model.isa) + "}";
 }
 

@@ -2,6 +2,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "callers.h"
 #include "context.h"
@@ -135,16 +136,28 @@ int32_t mobillama_version(void) { return MOBILLAMA_VERSION; }
 const char* mobillama_last_error(void) { return last_error.c_str(); }
 
 mobillama_status mobillama_open(const char* path, const mobillama_open_options* options, mobillama_model** out) {
+  return mobillama_open_ignoring(path, options, nullptr, 0, out);
+}
+
+mobillama_status mobillama_open_ignoring(const char* path, const mobillama_open_options* options,
+                                         const char* const* keys, int32_t num_keys, mobillama_model** out) {
   return guarded([&] {
     need(path, "path");
     need(out, "out");
     *out = nullptr;
+    if (num_keys < 0) fail(MOBILLAMA_INVALID, "%d keys to ignore; expected 0 or more", num_keys);
+    if (num_keys > 0) need(keys, "keys");
+    std::vector<std::string> ignored;
+    for (int32_t i = 0; i < num_keys; i++) {
+      need(keys[i], "a key to ignore");
+      ignored.emplace_back(keys[i]);
+    }
     const mobillama_open_options chosen = options == nullptr ? mobillama_open_options{} : *options;
     if (chosen.threads < 0 || chosen.threads > 256)
       fail(MOBILLAMA_INVALID, "threads=%d; expected 0 (one per core) to 256", chosen.threads);
     if (chosen.share_ffn < -1 || chosen.share_ffn > 1)
       fail(MOBILLAMA_INVALID, "share_ffn=%d; expected 1 (once in memory) or -1 (a copy per layer)", chosen.share_ffn);
-    *out = new mobillama_model{std::make_shared<const Weights>(load_weights(path, chosen)), {}};
+    *out = new mobillama_model{std::make_shared<const Weights>(load_weights(path, chosen, ignored)), {}};
   });
 }
 

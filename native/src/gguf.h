@@ -35,6 +35,9 @@ class Gguf {
   // Metadata. A key that is absent gives the default; without a default, or with a value of another kind, a Failure.
   // Whole numbers of any width and bool are integers; a number is finite and may be written as an integer.
   bool has(std::string_view key) const;
+  bool is_text(std::string_view key) const;
+  bool is_array(std::string_view key) const;
+  std::vector<std::string> keys(std::string_view prefix) const;  // those that begin so, in the order of their bytes
   int64_t integer(std::string_view key) const;
   int64_t integer(std::string_view key, int64_t absent) const;
   double number(std::string_view key) const;

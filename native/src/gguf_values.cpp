@@ -11,6 +11,18 @@ using namespace format;
 
 bool Gguf::has(std::string_view key) const { return values_.find(key) != values_.end(); }
 
+bool Gguf::is_text(std::string_view key) const { return value(key, "a value").type == STRING; }
+
+bool Gguf::is_array(std::string_view key) const { return value(key, "a value").type == ARRAY; }
+
+std::vector<std::string> Gguf::keys(std::string_view prefix) const {
+  std::vector<std::string> keys;
+  for (auto at = values_.lower_bound(prefix); at != values_.end() && at->first.starts_with(prefix); ++at) {
+    keys.push_back(at->first);
+  }
+  return keys;
+}
+
 const Gguf::Value& Gguf::value(std::string_view key, const char* expected) const {
   const auto found = values_.find(key);
   if (found == values_.end()) {

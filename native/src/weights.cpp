@@ -12,6 +12,7 @@
 #include "file.h"
 #include "gguf.h"
 #include "layout.h"
+#include "model_keys.h"
 #include "pool.h"
 
 namespace mobillama {
@@ -32,8 +33,8 @@ struct Job {  // one matrix to read
 
 class Loader {
  public:
-  Loader(const std::string& path, const mobillama_open_options& options)
-      : options_(options), file_(path), gguf_(file_) {}
+  Loader(const std::string& path, const mobillama_open_options& options, const std::vector<std::string>& ignored_keys)
+      : options_(options), ignored_keys_(ignored_keys), file_(path), gguf_(file_) {}
 
   Weights load() {
     read_shape();
@@ -92,10 +93,7 @@ class Loader {
     for (const char* key : {"attention.key_length", "attention.value_length"})
       check(gguf_.integer(prefix + key, shape.head_dim) == shape.head_dim,
             "attention.key_length or value_length is not the head size");
-    check(!gguf_.has(prefix + "rope.scaling.type") || gguf_.text(prefix + "rope.scaling.type") == "none",
-          "rotary positions are scaled");
-    check(!gguf_.has(prefix + "expert_count") || gguf_.integer(prefix + "expert_count") == 0,
-          "it has several experts a layer");
+    check_keys(gguf_, file_.path(), architecture, shape, ignored_keys_);
   }
 
   void check(bool good, const char* what) const {
@@ -347,6 +345,7 @@ class Loader {
   };
 
   const mobillama_open_options options_;
+  const std::vector<std::string>& ignored_keys_;
   File file_;
   Gguf gguf_;
   Weights weights_;
@@ -359,8 +358,9 @@ class Loader {
 
 }  // namespace
 
-Weights load_weights(const std::string& path, const mobillama_open_options& options) {
-  return Loader(path, options).load();
+Weights load_weights(const std::string& path, const mobillama_open_options& options,
+                     const std::vector<std::string>& ignored_keys) {
+  return Loader(path, options, ignored_keys).load();
 }
 
 }  // namespace mobillama

@@ -40,7 +40,9 @@ struct Weights {
 };
 
 // Read and lay out all weights on `options.threads` threads; the file's pages are not kept.
-// Failure: IO, FORMAT or UNSUPPORTED for a file that is damaged or not this engine's; MEMORY.
-Weights load_weights(const std::string& path, const mobillama_open_options& options);
+// ignored_keys: as check_keys takes them.
+// Failure: IO, FORMAT or UNSUPPORTED for a file that is damaged or not this engine's; INVALID; MEMORY.
+Weights load_weights(const std::string& path, const mobillama_open_options& options,
+                     const std::vector<std::string>& ignored_keys = {});
 
 }  // namespace mobillama

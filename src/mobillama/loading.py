@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,11 +19,12 @@ SUFFIX = ".gguf"
 @overload
 def load(name: str | Path, *, device: str = ..., dtype: str = ..., revision: str | None = ...) -> LanguageModel: ...
 @overload
-def load(name: str | Path, *, threads: int = ..., kv: str = ...) -> EngineModel: ...
+def load(name: str | Path, *, threads: int = ..., kv: str = ..., ignore_keys: Sequence[str] = ...) -> EngineModel: ...
 def load(name: str | Path, **options: Any) -> TextModel:
     """Read a model with its tokenizer: a folder, a run or a hub name (LanguageModel.load), or a .gguf file.
 
-    A .gguf file is opened in the engine, without torch (EngineModel.load, options threads and kv).
+    A .gguf file is opened in the engine, without torch (EngineModel.load, options threads, kv and
+    ignore_keys).
     Errors: InputError if the model is not found or an option belongs to the other kind; see the classes for the rest.
 
     >>> model = load(model_folder, device="cpu")
@@ -45,4 +47,4 @@ def load(name: str | Path, **options: Any) -> TextModel:
     return LanguageModel.load(name, **options)
 
 
-TORCH, ENGINE = frozenset(("device", "dtype", "revision")), frozenset(("threads", "kv"))
+TORCH, ENGINE = frozenset(("device", "dtype", "revision")), frozenset(("threads", "kv", "ignore_keys"))

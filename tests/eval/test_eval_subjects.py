@@ -84,6 +84,21 @@ def test_torch_transformers_and_the_engine_give_the_same_items(room: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_results_of_a_file_with_an_unknown_key_say_that_it_was_ignored(room: Path, tmp_path: Path) -> None:
+    data = (room / "model.gguf").read_bytes()
+    (room / "odd.gguf").write_bytes(data.replace(b"mobillama.vocab_size", b"mobillama.odd_number"))
+    with pytest.raises(InputError, match=r"'mobillama\.odd_number' is not known"):
+        run(room, tmp_path / "odd", "odd.gguf")
+    run(room, tmp_path / "odd", "odd.gguf", ignore_keys=["mobillama.odd_number"])
+    run(room, tmp_path / "plain", "model.gguf")
+    odd, plain = (read_results(tmp_path / name).manifest.recipe for name in ("odd", "plain"))
+    assert odd["ignored_keys"] == ["mobillama.odd_number"]
+    assert "ignored_keys" not in plain
+    with pytest.raises(InputError, match=r"--ignore-key mobillama\.odd_number was given, but .* is no \.gguf file"):
+        run(room, tmp_path / "folder", "model", ignore_keys=["mobillama.odd_number"])
+
+
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_context_is_cut_and_counted(room: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     from mobillama.eval.scores import table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,13 +26,17 @@ def write_tiny_model(
     context_length: int = 64,
     seed: int = 1,
     factors: Mapping[str, float] | None = None,
+    keys: Mapping[str, Any] | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
     """A file of architecture mobillama whose matrices are all of one type; layers share ffn_blocks FFN blocks.
 
     factors: of the weights of tensors, by the last part of their names, such as attn_k.
+    keys: whole names -> further values; a whole number is written with 32 bits, a list with its items' type.
+    split_max_tensors: write parts NAME-0000N-of-0000M.gguf of at most so many tensors.
     """
     random = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "mobillama")
+    writer = gguf.GGUFWriter(path, "mobillama", split_max_tensors=split_max_tensors)
     writer.add_context_length(context_length)
     writer.add_embedding_length(hidden_size)
     writer.add_block_count(layers)
@@ -41,6 +46,10 @@ def write_tiny_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_uint32("mobillama.ffn_block_count", ffn_blocks)
+
+    for key, value in (keys or {}).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add.get(type(value), writer.add_string)(key, value)
 
     def matrix(name: str, rows: int, cols: int) -> None:
         factor = (factors or {}).get(name.split(".")[-2], 1.0)

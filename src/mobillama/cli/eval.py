@@ -22,6 +22,9 @@ Backend = Annotated[str, typer.Option(help="auto, torch, transformers or engine.
 Device = Annotated[str, typer.Option(help="auto, cuda, mps or cpu.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 Threads = Annotated[int, typer.Option(min=0, help="0 = one per core.")]
+IgnoreKey = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Of a .gguf file: compute without this key; several times.")
+]
 
 
 @app.command("eval")
@@ -37,6 +40,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = 0,
+    ignore_key: IgnoreKey = None,
     share: Annotated[
         str, typer.Option(metavar="K/N", help="Only the K-th of N equal shares; the last to finish merges all.")
     ] = "",
@@ -56,6 +60,8 @@ def evaluate(
     Example: `mobillama eval artefacts/runs/mini-amber --every 1000 --data shared/benchmarks --out artefacts/curves`
     """
     check_choices(empty, backend, share, every, follow)
+    if every and ignore_key:
+        raise InputError("--ignore-key is about a .gguf file, and --every about a run; leave one of them out")
     from mobillama.eval import evaluation, ranks
 
     if data is not None:
@@ -78,7 +84,7 @@ def evaluate(
         from mobillama.device import cores
 
         device, threads = ranks.place_of_rank(device, threads, cores())
-    opened = opener(model, backend, device, dtype, threads)
+    opened = opener(model, backend, device, dtype, threads, ignore_key)
     if chosen is None:
         result = evaluation.evaluate(opened, suite, out, choices, show_items)
     else:
@@ -106,6 +112,7 @@ def perplexity(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = 0,
+    ignore_key: IgnoreKey = None,
     as_json: Json = False,
 ) -> None:
     """Perplexity and bits per byte of a text file, or of held-out rows, subset by subset.
@@ -127,7 +134,7 @@ def perplexity(
         from mobillama.data.shards import read_shards
 
         shards = read_shards(of)
-        subject = opener(model, backend, device, dtype, threads)()
+        subject = opener(model, backend, device, dtype, threads, ignore_key)()
         same_tokenizer(subject, shards)
         which: Literal["validation", "train"] = "train" if split == "train" else "validation"
         found = measured.score_rows(subject.scorer, shards, which, rows)
@@ -140,10 +147,10 @@ def perplexity(
             text = of.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{of} is not UTF-8 text ({error}); convert it first") from None
-        subject = opener(model, backend, device, dtype, threads)()
+        subject = opener(model, backend, device, dtype, threads, ignore_key)()
         adapter = Adapter(subject.scorer, subject.encoder, bos=subject.bos if bos is None else bos)
         found = {**measured.score_text(adapter, text), "bos": adapter.bos}
-    result = {"model": subject.name, "made_from": subject.made_from, "of": str(of), **found}
+    result = {"model": subject.name, "made_from": subject.made_from, **ignored(subject), "of": str(of), **found}
     show(result, as_json, measured.table(found))
 
 
@@ -159,6 +166,7 @@ def memorisation(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = 0,
+    ignore_key: IgnoreKey = None,
     as_json: Json = False,
 ) -> None:
     """How much of what it read a model says by heart: 32 tokens given, the next 32 compared, beside held-out text.
@@ -176,12 +184,12 @@ def memorisation(
     if not (run / "run.json").is_file():
         raise InputError(f"{run} is no run (it has no run.json); give the --out folder of a training")
     reading = open_reading(run)
-    subject = opener(model or str(run), backend, device, dtype, threads)()
+    subject = opener(model or str(run), backend, device, dtype, threads, ignore_key)()
     same_tokenizer(subject, reading.shards)
     numbers = list(dict.fromkeys(int(part) for part in chunks.split(",")))
     known = step or subject.trained.get("step")
     found = measured.measure(subject.scorer, reading, numbers, samples, step=known, progress=show_items)
-    result = {"model": subject.name, "made_from": subject.made_from, "run": str(run), **found}
+    result = {"model": subject.name, "made_from": subject.made_from, **ignored(subject), "run": str(run), **found}
     if out is not None:
         from mobillama.eval.results import write_tree
 
@@ -206,15 +214,32 @@ def check_backend(backend: str) -> None:
         raise InputError(f"--backend {backend}; expected auto, torch, transformers or engine")
 
 
-def opener(model: str, backend: str, device: str, dtype: str, threads: int) -> Callable[[], Subject]:
+def opener(
+    model: str, backend: str, device: str, dtype: str, threads: int, ignore_key: list[str] | None = None
+) -> Callable[[], Subject]:
     """A function that opens the model when it is called."""
 
     def opened() -> Subject:
         from mobillama.eval.subject import open_subject
 
-        return open_subject(model, backend=backend, device=device, dtype=dtype, threads=threads)  # type: ignore[arg-type]
+        subject = open_subject(
+            model,
+            backend=backend,  # type: ignore[arg-type]
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            ignore_keys=ignore_key or (),
+        )
+        for key in subject.ignored_keys:
+            print(f"note: {model} is computed without its key {key}", file=sys.stderr)
+        return subject
 
     return opened
+
+
+def ignored(subject: Subject) -> dict[str, list[str]]:
+    """The keys of a .gguf file that a result was computed without, for its record."""
+    return {"ignored_keys": list(subject.ignored_keys)} if subject.ignored_keys else {}
 
 
 def open_stand(stand: Stand, run: str, device: str, dtype: str, threads: int) -> Callable[[], Subject]:

@@ -29,6 +29,9 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="The same: auto, bfloat16 or float32 [auto].")] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="Of a .gguf file: 0 = one per core [0].")] = None,
     kv: Annotated[str | None, typer.Option(help="The same, keys and values: f16, int8 or f32 [f16].")] = None,
+    ignore_key: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="The same: compute without this key; several times.")
+    ] = None,
     lookup: Annotated[int | None, typer.Option(help="The same: guess up to this many ids from repeats [0].")] = None,
     bos: Annotated[bool, typer.Option(help="Put <s> before the prompt (the base models never saw it).")] = False,
     as_json: Json = False,
@@ -47,7 +50,7 @@ def generate(
     from mobillama.generation.text import ContextWarning
     from mobillama.loading import load
 
-    given: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "kv": kv}
+    given: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "kv": kv, "ignore_keys": ignore_key}
     loaded = load(model, **{name: value for name, value in given.items() if value is not None})
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -73,6 +76,13 @@ def generate(
         else:
             answers = loaded.complete(texts, **settings)
             rows = [{"prompt": one.prompt, "text": one.text, "ending": one.ending} for one in answers]
-            show({"model": model, "rows": rows}, as_json, "\n---\n".join(one.prompt + one.text for one in answers))
+            noted = {"ignored_keys": ignore_key} if ignore_key else {}
+            show(
+                {"model": model, **noted, "rows": rows},
+                as_json,
+                "\n---\n".join(one.prompt + one.text for one in answers),
+            )
+    for key in ignore_key or ():
+        print(f"note: {model} is computed without its key {key}", file=sys.stderr)
     for note in notes:
         print(f"note: {note.message}", file=sys.stderr)

@@ -117,7 +117,7 @@ def _finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The scores of results that are there already. Error: InputError if they were made with other settings."""
     there = read_results(out)
     before = todays_settings(there.manifest.recipe)
-    if changed := [name for name in settings if before.get(name) != settings[name]]:
+    if changed := _changed(before, settings):
         raise InputError(f"{out} holds results with another {changed[0]}; choose another --out or remove it")
     return {**there.scores, "out": str(out), "digest": there.manifest.digest()}
 
@@ -274,7 +274,12 @@ def _settings(
         "limit": choices.limit,
         "share": list(choices.share),
         "data": dict(sorted(hashes.items())) if choices.data is not None else "hub",
+        **({"ignored_keys": list(subject.ignored_keys)} if subject.ignored_keys else {}),
     }
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**now, **before} if before.get(name) != now.get(name)]
 
 
 def _same_settings(partial: Path, settings: Mapping[str, Any]) -> None:
@@ -284,9 +289,10 @@ def _same_settings(partial: Path, settings: Mapping[str, Any]) -> None:
         write_tree(path, settings)
         return
     before = todays_settings(json.loads(path.read_text(encoding="utf-8")))
-    if changed := [name for name in settings if before.get(name) != settings[name]]:
+    if changed := _changed(before, settings):
         name = changed[0]
         raise InputError(
             f"{partial} is an unfinished evaluation with another {name} ({json.dumps(before.get(name))[:200]}; now"
-            f" {json.dumps(settings[name])[:200]}); go on with the same settings, choose another --out, or remove it"
+            f" {json.dumps(settings.get(name))[:200]}); go on with the same settings, choose another --out, or remove"
+            " it"
         )

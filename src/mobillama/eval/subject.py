@@ -36,15 +36,23 @@ class Subject:
     folder: Path | None = None  # of the model (of a .gguf file: itself), from which its training data can be found
     end_ids: frozenset[int] = frozenset()  # any of them ends a generated text
     trained: dict[str, int] = field(default_factory=dict)  # `step` and `tokens`, where its manifest says so
+    ignored_keys: tuple[str, ...] = ()  # of a .gguf file, without which it computes
 
 
 def open_subject(
-    name: str, *, backend: Backend = "auto", device: str = "auto", dtype: str = "auto", threads: int = 0
+    name: str,
+    *,
+    backend: Backend = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 0,
+    ignore_keys: Sequence[str] = (),
 ) -> Subject:
     """Open a model folder, a run, a hub name, or a .gguf file.
 
     backend: auto takes the engine for a .gguf file, our Transformer for a model it can compute, transformers for
-    others. dtype of the weights: auto, bfloat16, float32 (a .gguf file has its own).
+    others. dtype of the weights: auto, bfloat16, float32 (a .gguf file has its own). ignore_keys of a .gguf file: as
+    Engine.open.
     Errors: InputError for a model or tokenizer that is not found or does not fit, or an option that has no effect.
     """
     in_engine = name.lower().endswith(".gguf")
@@ -55,7 +63,9 @@ def open_subject(
     if in_engine:
         if device not in ("auto", "cpu") or dtype != "auto":
             raise InputError(f"--device and --dtype have no effect on {name}, which runs in the engine; leave them out")
-        return _engine(name, threads)
+        return _engine(name, threads, ignore_keys)
+    if ignore_keys:
+        raise InputError(f"--ignore-key {ignore_keys[0]} was given, but {name} is no .gguf file; leave it out")
     from mobillama.device import place
     from mobillama.model.config_file import read_tree
     from mobillama.model.hub import find_folder
@@ -155,13 +165,13 @@ def _transformers(name: str, folder: Path, here: Any) -> Subject:
     )
 
 
-def _engine(name: str, threads: int) -> Subject:
+def _engine(name: str, threads: int, ignore_keys: Sequence[str]) -> Subject:
     from mobillama.eval.engine_scorer import EngineScorer
     from mobillama.runtime.engine_model import EngineModel
     from mobillama.tokenizer.gguf_keys import read_keys
 
     path = Path(name)
-    model = EngineModel.load(path, threads=threads)
+    model = EngineModel.load(path, threads=threads, ignore_keys=ignore_keys)
     keys = read_keys(path)
     made_from = [{"kind": "source file", "name": path.name, "digest": manifest.sha256_file(path)}]
     if digest := keys.get("mobillama.model_digest"):
@@ -169,7 +179,19 @@ def _engine(name: str, threads: int) -> Subject:
     bos = bool(keys.get("tokenizer.ggml.add_bos_token", True))  # a LLaMA tokenizer adds it if nothing is said
     words = f"the engine, {model.info.isa}"
     scorer = EngineScorer(model)
-    return Subject(name, scorer, model.tokenizer, "engine", "gguf", bos, made_from, words, path, model.end_ids)
+    return Subject(
+        name,
+        scorer,
+        model.tokenizer,
+        "engine",
+        "gguf",
+        bos,
+        made_from,
+        words,
+        path,
+        model.end_ids,
+        ignored_keys=model.info.ignored_keys,
+    )
 
 
 class HubEncoder:

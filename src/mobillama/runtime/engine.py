@@ -58,12 +58,13 @@ class Info:
     resident_bytes: int  # FFN weights meant to stay in cache
     cache_bytes: int  # last-level cache; 0 = the system does not say
     isa: str
+    ignored_keys: tuple[str, ...] = ()  # without which the file was opened: these are not its maker's answers
 
 
 class Engine:
     """An open GGUF file. Closing it (or leaving its `with`) frees its contexts too."""
 
-    def __init__(self, path: Path, pointer: ctypes.c_void_p) -> None:
+    def __init__(self, path: Path, pointer: ctypes.c_void_p, ignored_keys: Sequence[str] = ()) -> None:
         """Take over an open model; use `open`."""
         self.path = path
         self._handle: _Handle | None = _Handle(pointer, library().mobillama_close)
@@ -71,7 +72,7 @@ class Engine:
         found = InfoStruct()
         check(library().mobillama_describe(pointer, ctypes.byref(found)))
         values = {name: getattr(found, name) for name, *_ in InfoStruct._fields_}
-        self.info = Info(**{**values, "isa": found.isa.decode()})
+        self.info = Info(**{**values, "isa": found.isa.decode(), "ignored_keys": tuple(ignored_keys)})
 
     @classmethod
     def open(
@@ -81,14 +82,17 @@ class Engine:
         threads: int = 0,
         share_ffn: bool = True,
         resident_bytes: int = 0,
+        ignore_keys: Sequence[str] = (),
         progress: Callable[[float], None] | None = None,
     ) -> Engine:
         """Read a GGUF file of architecture mobillama or llama and lay out its weights for this machine.
 
         threads: 0 = one per core. share_ffn=False: a copy of the FFN per layer, for measuring. resident_bytes of the
-        FFN to keep in cache: 0 = by the cache's size, -1 = none. progress: called with a share from 0 to 1.
-        Errors: InputError if there is no such file or the engine does not know its kind, DamagedFileError,
-        OutOfMemoryError, MissingLibraryError.
+        FFN to keep in cache: 0 = by the cache's size, -1 = none. ignore_keys: whole names of keys in the file that the
+        engine does not know, or that ask for arithmetic it has not got, to compute without (docs/formats.md).
+        progress: called with a share from 0 to 1.
+        Errors: InputError if there is no such file, the engine does not know its kind or one of its keys, or a name in
+        ignore_keys stands in nobody's way; DamagedFileError, OutOfMemoryError, MissingLibraryError.
         """
         path = Path(path)
         if not path.is_file():
@@ -104,15 +108,19 @@ class Engine:
 
         options = OpenOptions(threads=threads, share_ffn=1 if share_ffn else -1, resident_bytes=resident_bytes)
         pointer, done = ctypes.c_void_p(), threading.Event()
+        keys = (ctypes.c_char_p * len(ignore_keys))(*(key.encode(errors="surrogateescape") for key in ignore_keys))
         if progress:
             options.progress = Progress(report)
             _reporting.add(done)
         try:
-            check(library().mobillama_open(bytes(path), ctypes.byref(options), ctypes.byref(pointer)))
+            status = library().mobillama_open_ignoring(
+                bytes(path), ctypes.byref(options), keys, len(ignore_keys), ctypes.byref(pointer)
+            )
+            check(status)
         finally:
             _reporting.discard(done)
             done.set()
-        engine = cls(path, pointer)
+        engine = cls(path, pointer, ignore_keys)
         if raised:
             engine.close()
             raise raised[0]

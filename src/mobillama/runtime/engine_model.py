@@ -41,10 +41,12 @@ class EngineModel(TextModel):
         *,
         threads: int = 0,
         kv: KV = "f16",
+        ignore_keys: Sequence[str] = (),
         progress: Callable[[float], None] | None = None,
     ) -> EngineModel:
-        """Open a .gguf file. progress: called with a share from 0 to 1. Errors: as Engine.open."""
-        return cls(Engine.open(path, threads=threads, progress=progress), threads=threads, kv=kv)
+        """Open a .gguf file. ignore_keys, progress, errors: as Engine.open."""
+        engine = Engine.open(path, threads=threads, ignore_keys=ignore_keys, progress=progress)
+        return cls(engine, threads=threads, kv=kv)
 
     @property
     def info(self) -> Info:

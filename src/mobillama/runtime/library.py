@@ -123,6 +123,10 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "version": (c_int32, []),
     "last_error": (c_char_p, []),
     "open": (c_int32, [c_char_p, POINTER(OpenOptions), POINTER(c_void_p)]),
+    "open_ignoring": (
+        c_int32,
+        [c_char_p, POINTER(OpenOptions), POINTER(c_char_p), c_int32, POINTER(c_void_p)],
+    ),
     "close": (None, [c_void_p]),
     "describe": (c_int32, [c_void_p, POINTER(InfoStruct)]),
     "context_new": (c_int32, [c_void_p, POINTER(ContextOptions), POINTER(c_void_p)]),
