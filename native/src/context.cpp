@@ -81,7 +81,7 @@ Context::Context(const Weights& weights, const mobillama_context_options& option
       max_sequences_(checked(options.max_sequences, 1, 1 << 16, "max_sequences")),
       lengths_(static_cast<size_t>(max_sequences_)),
       cache_(weights.shape, checked_type(options.kv_type), max_tokens_, max_sequences_),
-      pool_(checked(options.threads, cores(), 256, "threads")),
+      pool_(options.threads == 0 ? cores() : checked(options.threads, 1, 256, "threads")),
       rows_(kRows) {
   const Shape& shape = weights.shape;
   const int query = shape.num_attention_heads * shape.head_dim, kv = shape.num_key_value_heads * shape.head_dim;

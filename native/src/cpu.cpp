@@ -1,11 +1,14 @@
 #include "cpu.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <string>
 #include <thread>
 
+#include "cgroup.h"
 #include "failure.h"
 
 #if defined(__x86_64__)
@@ -109,12 +112,12 @@ const Kernels& choose_kernels() {
 }
 
 int cores() {
+  int found = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) found = CPU_COUNT(&set);
 #endif
-  const unsigned found = std::thread::hardware_concurrency();
-  return found > 0 ? static_cast<int>(found) : 1;
+  return std::max(1, static_cast<int>(std::ceil(std::min(cpu_quota(), static_cast<double>(found)))));
 }
 
 int64_t cache_bytes() {

@@ -12,7 +12,7 @@ namespace mobillama {
 // Failure (UNSUPPORTED) if that one is unknown, or this processor or this build has not got it.
 const Kernels& choose_kernels();
 
-int cores();            // that this process may use
+int cores();            // that this process may use: those it may run on, within its control groups' quota (rounded up)
 int64_t cache_bytes();  // of the last-level cache; 0 if the system does not say
 
 }  // namespace mobillama

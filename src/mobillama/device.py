@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mobillama.cores import cores as usable_cores
 from mobillama.errors import RecipeError
 
 FAST_BF16 = ("avx512_bf16", "amx_bf16")  # CPU features with which bfloat16 is faster than float32
@@ -78,10 +79,10 @@ def place(wanted: Wanted | str = "auto", dtype: str = "auto", threads: int = 0) 
 
 
 def cores() -> int:
-    """CPU cores this process may use (OMP_NUM_THREADS, where set, is obeyed)."""
+    """CPU cores to compute with: all that this process may use, or as OMP_NUM_THREADS says."""
     if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(limit) > 0:
         return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Law: logits are numbers, or there is an error. What is too large for a type of keys and values is cut to its range."""
+"""Law: logits are numbers or there is an error. What is too large for a type of keys and values is cut to its range."""
 
 from __future__ import annotations
 

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mobillama.bench.machine import cores, describe
+from mobillama.bench.machine import describe
 from mobillama.bench.process import Process
 from mobillama.bench.rounds import Round, Sides, judge, take
 from mobillama.bench.train import row_of
 from mobillama.config import ModelConfig
+from mobillama.cores import cores
 from mobillama.errors import InputError, MeasurementError
 from mobillama.model.cost import cost
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
+from mobillama.cores import cores
+
 ROOT = Path("/")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(root: Path = ROOT) -> dict[str, Any]:

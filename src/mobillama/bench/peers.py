@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillama.bench import engines, machine
+from mobillama.bench import engines
 from mobillama.bench.process import Process, ProcessEndedError
+from mobillama.cores import cores
 from mobillama.errors import InputError, MeasurementError
 
 FOLDER = Path(".peers")
@@ -120,7 +121,7 @@ def build(name: str, folder: Path = FOLDER, jobs: int = 0) -> dict[str, Any]:
     for each in BUILDS[name]:
         if each.flags != compiled:
             again = ["--force-reinstall", "--no-deps"] if compiled is not None else []
-            flags = {**each.flags, "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs or machine.cores())}
+            flags = {**each.flags, "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs or cores())}
             print(f"building {name}, {each.name}, in {home} with {flags}: this takes long", file=sys.stderr)
             subprocess.run([*command, *again], check=True, env={**os.environ, **flags})
             compiled = each.flags
@@ -156,7 +157,7 @@ def try_build(name: str, python: str, options: Mapping[str, Any]) -> str:
         try:
             with Process(name, engines.command(name, python)) as process:
                 process.ask("open", file=str(file), **options)
-                process.ask("context", max_tokens=2 * TRIED_IDS, threads=machine.cores())
+                process.ask("context", max_tokens=2 * TRIED_IDS, threads=cores())
                 process.ask("prefill", ids=list(range(3, 3 + TRIED_IDS)))
                 process.ask("decode", ids=[3, 4], after=TRIED_IDS)
         except ProcessEndedError as error:

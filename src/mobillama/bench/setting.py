@@ -19,6 +19,7 @@ from mobillama.bench import engines, machine, peers
 from mobillama.bench.process import Process
 from mobillama.bench.rounds import OF_BEST, Computing, Measured, Placement, Sides, Turn, interleave
 from mobillama.config import ModelConfig, read_recipe
+from mobillama.cores import cores
 from mobillama.errors import InputError
 from mobillama.manifest import partial_path
 from mobillama.runtime.library import library
@@ -47,7 +48,7 @@ class Setting:
     folder: Path = FOLDER
     placement: Placement = "any"  # of the cores, in which rounds count
     peers_folder: Path = peers.FOLDER
-    threads: int = field(default_factory=machine.cores)
+    threads: int = field(default_factory=cores)
     models: dict[str, Any] = field(default_factory=dict)  # what was measured: files, shapes, load seconds
     chosen: dict[str, Any] = field(default_factory=dict)  # the peer's best settings, and what they were chosen from
     built: dict[str, Any] | None = None  # how the peer was built, if it was

@@ -8,7 +8,6 @@ cost no more than their results.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobillama import manifest
+from mobillama.cores import cores
 from mobillama.data.documents import DocumentTable
 from mobillama.data.lookup import begins_document, load_pieces
 from mobillama.data.reading import Reading, open_reading
@@ -141,7 +141,7 @@ def search(texts: DocumentTable, needle: bytes, limit: int) -> tuple[list[Match]
                 at = data.find(needle, at + 1, end)
         return matches, occurrences, documents
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, cores())) as pool:
         parts = list(pool.map(in_part, (reader for _, reader in texts.texts())))
     matches = list(itertools.chain.from_iterable(part[0] for part in parts))[:limit]
     return matches, sum(part[1] for part in parts), sum(part[2] for part in parts)

@@ -19,6 +19,7 @@ from typing import Any
 
 from loguru import logger
 
+from mobillama.cores import cores
 from mobillama.data.executor import POLL_SECONDS, Stage, Watch
 from mobillama.errors import InputError
 
@@ -61,11 +62,6 @@ class LocalExecutor:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 logger.enable("datatrove")
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # In a worker: the stage it works for, handed over once.

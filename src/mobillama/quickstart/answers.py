@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mobillama import manifest
+from mobillama.cores import cores
 
 PROMPTS = ("import os\n\ndef ", "class Error(Exception):\n", '    """Return the ', "The value of the ")
 SAMPLING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.7, "top_p": 0.9, "seed": 11111}
@@ -68,7 +68,7 @@ def try_engine(out: Path, names: Sequence[str]) -> dict[str, Any]:
     engine = {
         "digests": digests,
         "isa": seen["isa"],
-        "threads": os.cpu_count(),
+        "threads": cores(),
         **LOOK,
         "models": {
             name: {

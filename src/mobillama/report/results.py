@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama import manifest
+from mobillama.cores import cores
 from mobillama.report.run import Run, read_run
 
 FORMAT, FORMAT_VERSION = "mobillama.quickstart", 1
@@ -120,7 +121,7 @@ def run_stages(run: Run, title: str) -> list[dict[str, Any]]:
 
 def describe_machine(run: Run, plan: Mapping[str, Any]) -> dict[str, Any]:
     """The machine in words, as the run recorded it."""
-    found = {"computed on": plan["place"], "system": platform.platform(), "cores": os.cpu_count()}
+    found = {"computed on": plan["place"], "system": platform.platform(), "cores": cores()}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         found["memory"] = f"{memory / 2**30:.1f} GiB"
