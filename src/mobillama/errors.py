@@ -3,6 +3,14 @@
 The command line prints them without a traceback and exits with status 2; in Python they are ordinary exceptions.
 """
 
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
 
 class MobillamaError(Exception):
     """Base of every error that a user can mend."""
@@ -42,6 +50,34 @@ class OutOfMemoryError(MobillamaError, MemoryError):
 
 class EngineError(MobillamaError, RuntimeError):
     """The engine cannot carry out a call now: it was cancelled, or another thread is inside the same context."""
+
+
+# What only writing meets: of a block that also reads other files, these alone are surely of the file that is written.
+WRITING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+SYSTEM_NUMBER = re.compile(r"\(os error (\d+)\)")  # at the end of what libraries in Rust say of the system's errors
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, numbers: Collection[int] | None = None) -> Iterator[None]:
+    """Give an error of the system in the block a `filename` where it has none; numbers: those alone (None: any).
+
+    The system knows no names of open files, and libraries in Rust raise errors that have no place for one.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = system_number(error)
+        if number is not None and getattr(error, "filename", None) is None and (numbers is None or number in numbers):
+            error.filename = str(path)  # type: ignore[attr-defined]
+        raise
+
+
+def system_number(error: Exception) -> int | None:
+    """The system's number of an error (errno); None if it is another's."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = SYSTEM_NUMBER.search(str(error))
+    return int(found[1]) if found else None
 
 
 def missing_extra(extra: str, error: ImportError) -> MissingExtraError:

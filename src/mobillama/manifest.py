@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import mobillama
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import WRITING, DamagedFileError, InputError, naming
 
 FORMAT_VERSION = 1
 FILE = "manifest.json"
@@ -85,7 +85,7 @@ def building(out: Path) -> Iterator[Path]:
         raise InputError(f"{out} exists already; choose another --out or remove it")
     partial = partial_path(out)
     partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial, f"{out} is being built by another process; wait for it"):
+    with locked(partial, f"{out} is being built by another process; wait for it"), naming(partial, WRITING):
         yield partial
 
 
@@ -236,7 +236,7 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: beside it, synced, renamed over it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with naming(path), beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -251,7 +251,8 @@ def sync(path: Path) -> None:
     """Force a file's or folder's bytes to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -6,45 +6,59 @@ printed without a traceback and exit with status 2.
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
+from typing import NoReturn
 
+from mobillama.cli.output import discard, replace_what_cannot_be_shown
 from mobillama.cli.short import run_short
-from mobillama.errors import MobillamaError, missing_extra
+from mobillama.errors import MobillamaError, missing_extra, naming
 
 __all__ = ["fail", "main"]
 
 
 def main() -> None:
     """Run the command line and turn errors a user can mend into one message and exit status 2."""
+    replace_what_cannot_be_shown()
     try:
-        if not run_short(sys.argv[1:]):
-            from mobillama.cli.commands import app
-
-            app()
-    except MobillamaError as error:
-        fail(str(error))
-    except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        fail(str(missing_extra(extra, error)))
+        try:
+            _run()
+        finally:
+            with naming(STDOUT):
+                sys.stdout.flush()
     except BrokenPipeError:  # who read the output, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to be flushed at the end
+        discard()
         sys.exit(1)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fail(
-                f"no room to write {error.filename or 'a file'} ({error.strerror}); nothing finished was lost: "
-                "free some space and run the same command again"
-            )
-        raise
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        _fail_in_words(error)
 
 
+def _run() -> None:
+    if not run_short(sys.argv[1:]):
+        from mobillama.cli.commands import app
+
+        app()
+
+
+def _fail_in_words(error: Exception) -> NoReturn:
+    """End with status 2 and the error's words; a fault of the program is raised again, with its traceback."""
+    if isinstance(error, MobillamaError):
+        fail(str(error))
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRA_OF.get((error.name or "").partition(".")[0])):
+        fail(str(missing_extra(extra, error)))
+    from mobillama.cli import system_errors
+
+    if isinstance(error, OSError) and error.filename in (None, STDOUT):
+        discard()
+    found = system_errors.words(error)
+    if found is None:
+        raise error
+    fail(found)
+
+
+STDOUT = "stdout"
 EXTRA_OF = {
     "torch": "train",
     "safetensors": "train",
@@ -62,7 +76,7 @@ EXTRA_OF = {
 }
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print an error in the user's words and exit with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

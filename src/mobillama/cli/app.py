@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import mobillama
+from mobillama.cli.output import to_json
 
 if TYPE_CHECKING:
     from mobillama.config import Section
@@ -40,7 +41,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0 = one per
 
 def show(result: dict[str, Any], as_json: bool, text: str) -> None:
     """Print a command's result: one JSON object, or words."""
-    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+    print(to_json(result) if as_json else text)
 
 
 def show_recipe(recipe: Section, **more: Any) -> None:

@@ -6,10 +6,11 @@ application, which alone says what is wrong with it. Both end in the same functi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from mobillama.cli.output import to_json
 
 
 def run_short(arguments: Sequence[str]) -> bool:
@@ -52,4 +53,4 @@ def show_rows(folder: Path, step: int, row: int | None, as_json: bool, data: Pat
 
     rows = lookup.show(folder, step, row, data)
     result = {"step": step, "rows": rows}
-    print(json.dumps(result, ensure_ascii=False) if as_json else lookup.describe(rows), flush=True)
+    print(to_json(result) if as_json else lookup.describe(rows), flush=True)
