@@ -2,13 +2,13 @@
 #include <cstdio>
 #include <exception>
 #include <iostream>
-#include <iterator>
 #include <new>
 
 #include "failure.h"
 #include "file.h"
 #include "generate.h"
 #include "gguf.h"
+#include "prompt.h"
 #include "report.h"
 #include "text_stream.h"
 
@@ -16,8 +16,6 @@ namespace mobillama {
 namespace {
 
 constexpr int kError = 1, kUsageError = 2, kInterrupted = 130;
-
-std::string read_stdin() { return {std::istreambuf_iterator<char>(std::cin), {}}; }
 
 // Parts of a text; the one after the last separator counts only if something is in it, so that one may end the text too.
 std::vector<std::string> split(const std::string& text, std::optional<char> separator) {
@@ -49,7 +47,9 @@ void detokenize(const Options& options, const Tokenizer& tokenizer) {
   }
 }
 
-int answer(const Options& options) {
+int answer(Options options) {
+  if (options.text_file) options.prompt = read_prompt(*options.text_file);
+  else if (options.prompt == "-") options.prompt = read_prompt(*options.prompt);
   Interruption interruption;
   const bool streams = options.prompt && !options.json;
   const Result result = generate(options, interruption, [&](const std::string& text) {

@@ -11,11 +11,13 @@
 namespace mobillama {
 
 const char* const kUsage =
-    R"(mobillama-run FILE.gguf (-p PROMPT | --ids 1,2,3) [options]: continue a text
+    R"(mobillama-run FILE.gguf (-p PROMPT | --text-file FILE | --ids 1,2,3) [options]: continue a text
 mobillama-run FILE.gguf --tokenize [--split BYTE] < text: its ids
 mobillama-run FILE.gguf --detokenize [--split BYTE] < ids: their text
 
-  -p, --prompt TEXT         the text to continue; the answer goes to stdout as it comes, timings to stderr
+  -p, --prompt TEXT         the text to continue; - is all of stdin. The answer goes to stdout as it comes, timings to stderr
+  --text-file FILE          the whole file is the prompt; - is stdin. What is read from a file or stdin is UTF-8; of it a byte
+                            order mark and one newline at the end are left out, all other newlines are part of the prompt
   --ids 1,2,3               the prompt as ids: the answer is ids too, exactly -n of them (an end id does not end it)
   -n, --max-new-tokens N    128
   --temperature T           0.8; 0 = the likeliest token
@@ -79,17 +81,18 @@ void check(const Options& options) {
   if (options.task == Task::kHelp || options.task == Task::kVersion) return;
   if (options.file.empty()) throw UsageError("no model: expected the path of a GGUF file");
   const bool generates = options.task == Task::kGenerate;
-  if (generates && options.prompt.has_value() == !options.ids.empty()) {
-    throw UsageError("expected a prompt, given either as text (-p TEXT) or as ids (--ids 1,2,3)");
+  const int prompts = options.prompt.has_value() + options.text_file.has_value() + !options.ids.empty();
+  if (generates && prompts != 1) {
+    throw UsageError("expected a prompt, given once: as text (-p TEXT), in a file (--text-file FILE) or as ids (--ids 1,2,3)");
   }
-  if (!generates && (options.prompt || !options.ids.empty())) {
-    throw UsageError("--tokenize and --detokenize read stdin; leave -p and --ids out");
+  if (!generates && prompts > 0) {
+    throw UsageError("--tokenize and --detokenize read stdin; leave -p, --text-file and --ids out");
   }
   if (!generates && !options.ignored_keys.empty()) {
     throw UsageError("--ignore-key is about what a model computes; leave it out of --tokenize and --detokenize");
   }
   if (generates && options.split) throw UsageError("--split belongs to --tokenize and --detokenize");
-  if (!options.ids.empty() && !options.stops.empty()) throw UsageError("--stop needs text; give the prompt with -p");
+  if (!options.ids.empty() && !options.stops.empty()) throw UsageError("--stop needs text; give the prompt with -p or --text-file");
   for (const std::string& stop : options.stops) {
     if (stop.empty()) throw UsageError("--stop is empty, which would stop before the first character; leave it out");
   }
@@ -126,6 +129,7 @@ Options read_options(int argc, char** argv) {
       return argv[++at];
     };
     if (name == "-p" || name == "--prompt") options.prompt = value();
+    else if (name == "--text-file") options.text_file = value();
     else if (name == "--ids") {
       options.ids = read_ids(value(), name);
       if (options.ids.empty()) throw UsageError("--ids is empty; expected one id at least, such as --ids 1,2,3");

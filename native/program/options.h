@@ -16,7 +16,8 @@ enum class Task { kGenerate, kTokenize, kDetokenize, kHelp, kVersion };
 struct Options {
   Task task = Task::kGenerate;
   std::string file;
-  std::optional<std::string> prompt;
+  std::optional<std::string> prompt;     // "-": all of stdin
+  std::optional<std::string> text_file;  // the file whose text is the prompt, in place of it; "-": stdin
   std::vector<int32_t> ids;  // in place of a prompt
   std::vector<std::string> stops;
   std::vector<std::string> ignored_keys;  // of the file, by their whole names

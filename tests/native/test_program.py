@@ -168,7 +168,7 @@ def test_output_that_nobody_can_take_is_an_error(files: dict[str, Path]) -> None
         (["m.gguf", "-p", "a", "--stop", ""], "--stop is empty"),
         (["m.gguf", "--ids", "1", "--stop", "a"], "--stop needs text"),
         (["m.gguf", "-p", "a", "--split", "10"], "--split belongs to"),
-        (["m.gguf", "--tokenize", "-p", "a"], "leave -p and --ids out"),
+        (["m.gguf", "--tokenize", "-p", "a"], "leave -p, --text-file and --ids out"),
         (["m.gguf", "-p", "a", "--json=yes"], "--json takes no value"),
         (["m.gguf", "n.gguf", "-p", "a"], "a second file, n.gguf"),
         (["m.gguf", "-p", "a", "--thread", "2"], "unknown option --thread"),

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mobillama.cli.app import Json, app, show
+from mobillama.cli.prompts import read_prompts
 from mobillama.errors import InputError
 
 
 @app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A model folder, a hub name, or a .gguf file.")],
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="One prompt or several.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="One prompt a line, instead of PROMPT.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="One prompt or several; - is all of stdin.")
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="One prompt a line, instead of PROMPT; - is stdin.")
+    ] = None,
+    text_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The whole file is one prompt, instead of PROMPT; - is stdin.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 = always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 = all.")] = 0,
@@ -38,15 +45,15 @@ def generate(
 ) -> None:
     """Let a model go on from a prompt; one prompt is streamed.
 
-    A .gguf file runs in the engine, a folder or a hub name in PyTorch.
+    A .gguf file runs in the engine, a folder or a hub name in PyTorch. What is read from stdin or a file is UTF-8; of
+    it a byte order mark and one newline at the end are left out, all other newlines are part of the prompt (lines of
+    --prompt-file end with LF or CR LF).
 
     Example: `mobillama generate artefacts/quickstart/shared/model "def main():" --temperature 0.7 --stop "def "`
 
     Example: `mobillama generate artefacts/quickstart/shared.gguf "def main():" --threads 2 --kv int8`
     """
-    texts = prompt_file.read_text(encoding="utf-8").splitlines() if prompt_file else list(prompts or [])
-    if not texts:
-        raise InputError("no prompt; give one after the model, or --prompt-file FILE with one a line")
+    texts = read_prompts(prompts or (), prompt_file, text_file)
     from mobillama.generation.text import ContextWarning
     from mobillama.loading import load
 
