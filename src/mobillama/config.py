@@ -7,6 +7,7 @@ Field names are Hugging Face's LLaMA names where there is one (the paper's Table
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import json
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mobillama.errors import InputError, RecipeError
 
@@ -166,12 +167,70 @@ class SourceConfig(Section):
     subsets: tuple[str, ...] = Field(
         (), description="names of the files (without suffix) or sub-folders to read, in this order; empty = all"
     )
-    text_field: str = Field("text", description="name of the field or column that holds the text")
+    subset: str = Field(
+        "", description="one subset that all files belong to; empty = subsets are named by files or sub-folders"
+    )
+    text_field: str = Field(
+        "text", description="field or column that holds the text; doc.text is the field text inside doc"
+    )
     id_field: str = Field(
-        "id", description="name of the field or column that holds the id; empty = name documents by file and record"
+        "id", description="field or column that holds the id, likewise; empty = name documents by file and record"
+    )
+    url_field: str = Field("url", description="field or column that holds the address, likewise; empty = none")
+    license_field: str = Field("license", description="field or column that holds the licence, likewise; empty = none")
+    encoding: str = Field(
+        "utf-8", description="encoding of JSON lines, of a folder's files and of binary columns, such as latin-1"
+    )
+    max_record_bytes: int = Field(
+        256 << 20,
+        ge=1,
+        le=(1 << 31) - 2,
+        description="longest record; longer ones are bad (record_too_long). The default holds the longest text that "
+        "clean.max_characters lets through, each character as JSON escapes it",
+    )
+    bad_records: Literal["drop", "stop"] = Field(
+        "drop",
+        description="records that cannot be read (invalid JSON, no text, not of the encoding, too long): drop and "
+        "count them, or end the build at the first",
+    )
+    max_bad_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of a source's records above which bad ones end the build all the same; more bad than good "
+        "ones are a setting that is wrong",
+    )
+    damaged_files: Literal["stop", "drop"] = Field(
+        "stop",
+        description="files that are cut short or damaged: end the build, or keep what is before the damage and count "
+        "the rest (damaged_file)",
     )
     license: str = Field("", description="licence of documents that name none")
     max_bytes: int = Field(0, ge=0, description="stop after this many bytes of text a subset; 0 = all")
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str) -> str:
+        """The name by which Python knows it. Error: ValueError for one that it does not know as one of text."""
+        try:
+            "".encode(value)
+            return codecs.lookup(value).name
+        except LookupError:
+            raise ValueError(f"encoding={value!r} is not known; use utf-8, latin-1, gb18030, shift_jis, ...") from None
+
+    @model_validator(mode="after")
+    def _check_lines(self) -> Self:
+        if self.kind == "jsonl" and "\n".encode(self.encoding) not in (b"\n", b"\xef\xbb\xbf\n"):
+            raise ValueError(
+                f"encoding={self.encoding!r} has a line end of more than one byte; JSON lines need one in which it is "
+                "one byte: convert the files to UTF-8"
+            )
+        if self.subset and self.subsets:
+            raise ValueError(
+                f"subset={self.subset!r} makes one subset of all files, subsets={list(self.subsets)} chooses among "
+                "several; leave one out"
+            )
+        return self
 
 
 Quality = Literal["light", "code", "gopher_repetition", "gopher_quality", "c4", "fineweb"]
@@ -451,8 +510,12 @@ def external_folder(field: str, value: str, variable: str) -> Path:
             f"{field} is empty; give it with --set {field}=DIR or with the environment variable {variable}"
         )
     path = Path(text).expanduser()
-    if not path.exists():
-        origin = f"--set {field}" if value else f"environment variable {variable}"
+    origin = f"--set {field}" if value else f"environment variable {variable}"
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"{text[:200]} (from {origin}) cannot be looked at ({error.strerror}); correct it") from None
+    if not there:
         raise InputError(f"{path} (from {origin}) does not exist; give a folder that does")
     return path
 

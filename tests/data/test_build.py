@@ -276,7 +276,7 @@ def test_inputs_that_changed_since_a_broken_build_start_it_anew(
     write_jsonl(root / "a.jsonl", make_documents("a", 20))
     (root / "b.jsonl").write_text("no json\n")
     with pytest.raises(InputError, match="not a JSON object"):
-        build(root, "broken")
+        build(root, "broken", bad_records="stop")
     write_jsonl(root / "a.jsonl", make_documents("a", 20, seed=1))
     write_jsonl(root / "b.jsonl", make_documents("b", 20))
     again, fresh = build(root, "broken"), build(root, "fresh")

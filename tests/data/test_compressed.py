@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mobillama.data.compressed import BUFFER, DAMAGE, LARGEST_WINDOW, decompressed, printable, trailing
+from mobillama.data.compressed import BUFFER, DAMAGE, LARGEST_WINDOW, decompressed, printable, trailing, window_bytes
 from mobillama.errors import InputError
 
 TEXT = b"".join(b'{"text": "line %d"}\n' % number for number in range(2000))
@@ -163,3 +163,25 @@ def test_pieces_in_and_out_are_bounded_however_much_a_file_becomes(suffix: str):
 
 def test_a_name_that_is_no_utf_8_can_be_printed():
     assert printable(Path("a\udcff/b")) == "a\\xff/b"
+
+
+def test_the_window_of_a_file_is_known_from_its_beginning(tmp_path: Path):
+    long = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=27)
+    ).compressobj()
+    filters = [{"id": lzma.FILTER_DELTA, "dist": 4}, {"id": lzma.FILTER_LZMA2, "dict_size": 3 << 22}]
+    made = {
+        "zst": (long.compress(TEXT) + long.flush(), 1 << 27),
+        "small.zst": (zstd(b"x" * 300), 300),
+        "xz": (lzma.compress(TEXT, preset=9), 64 << 20),
+        "delta.xz": (lzma.compress(TEXT, filters=filters), 12 << 20),
+        "bz2": (bz2.compress(TEXT), 8_100_000),
+        "gz": (gzip.compress(TEXT), 1 << 15),
+        "txt": (TEXT, 0),
+        "empty.zst": (b"", 0),
+        "cut.zst": (zstd(TEXT)[:5], 0),
+        "cut.xz": (lzma.compress(TEXT)[:13], 0),
+    }
+    for name, (data, window) in made.items():
+        (tmp_path / name).write_bytes(data)
+        assert window_bytes(tmp_path / name) == window, name

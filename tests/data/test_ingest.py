@@ -116,9 +116,9 @@ def test_this_python_installation_is_text():
     [
         (b'{"text": "cut sho', "line 2: not a JSON object"),
         (b'["text"]', "line 2: found JSON of type list; expected an object"),
-        (b'{"txt": "hello"}', "record 2: found fields txt; expected a field 'text'"),
-        (b'{"text": null}', "record 2: found 'text' of type NoneType"),
-        (b'{"text": 7}', "record 2: found 'text' of type int"),
+        (b'{"txt": "hello"}', "line 2: found fields txt; expected a field 'text'"),
+        (b'{"text": null}', "line 2: found 'text' of type NoneType"),
+        (b'{"text": 7}', "line 2: found 'text' of type int"),
         (b"\0\0\0\0", "line 2: not a JSON object"),
         (b"[" * 100_000, "line 2: not a JSON object"),
     ],
@@ -127,7 +127,7 @@ def test_a_bad_line_is_named_with_its_file(tmp_path: Path, build: Callable[..., 
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "book.jsonl").write_bytes(b'{"text": "good"}\n' + line + b"\n")
     with pytest.raises(InputError, match=re.escape(str(tmp_path / "raw" / "book.jsonl")) + ", " + re.escape(message)):
-        build(tmp_path / "raw")
+        build(tmp_path / "raw", bad_records="stop")
     assert not (tmp_path / "shards").exists()
     assert not (tmp_path / "shards-corpus").exists()
 

@@ -304,7 +304,7 @@ def test_the_text_may_be_in_another_field_and_the_id_in_none(tmp_path: Path):
             ("more", f"star/star.{kind}#2", "MIT"),
         ]
     with pytest.raises(InputError, match="expected a field 'txt' that is a string"):
-        read(root=str(tmp_path), text_field="txt")
+        read(root=str(tmp_path), text_field="txt", bad_records="stop")
 
 
 def test_redpajama_keeps_the_address_in_meta(tmp_path: Path):

@@ -54,6 +54,7 @@ def data_build(
     if dry_run:
         show_recipe(resolved, files=list_files(resolved))
         return
+    from mobillama.data.bad_records import describe_bad
     from mobillama.data.build import build_shards
     from mobillama.data.executor import make_executor, read_pairs
     from mobillama.data.publish import build_at, local_folder
@@ -68,20 +69,25 @@ def data_build(
         folder = Path(local_path(out) or Path("artefacts/shards") / resolved.name)
         made = build_shards(resolved, folder, executor=where)
     page = write_page(folder) if folder.is_dir() else None
+    counts = corpus_counts(folder)
     result = {
         "shards": out or str(folder),
         "digest": made.digest(),
         "kind": made.kind,
         "counts": made.counts,
         "page": page,
-        "unread": corpus_counts(folder).get("unread", {}),
+        "unread": counts.get("unread", {}),
+        "bad_records": counts.get("bad_records", {}),
     }
+    unread = describe_unread(result["unread"])
+    bad = f"bad records, dropped: {describe_bad(result['bad_records'])}" if result["bad_records"] else ""
     waste = f"packing wastes {made.counts['train']['waste']:.2%} of the training tokens"
     lines = [
         out or str(folder),
         f"root digest {made.digest()}",
         waste,
-        describe_unread(result["unread"]),
+        unread,
+        bad,
         f"page {page}" if page else "",
     ]
     show(result, as_json, "\n".join(filter(None, lines)))

@@ -144,6 +144,11 @@ def data_words(result: dict[str, Any]) -> str:
     each = f", {disk['bytes_per_token']:.2f} bytes a token" if disk["bytes_per_token"] else " for the ids alone"
     lines.append(f"shards: {size(disk['shards'] or disk['ids'])}{each} (Amber's form: {size(disk['amber_form'])})")
     lines.append(f"corpus: {size(disk['corpus'])}; temporary while building: {size(disk['temporary'])}")
+    memory = result["memory"]
+    lines.append(
+        f"memory of a worker, reading: at most {size(memory['all'])}: {size(memory['record'])} for the longest record "
+        f"(source.max_record_bytes), {size(memory['window'])} for the largest window of a compressed file"
+    )
     if said := describe_unread(result["unread"]):
         lines.append(said)
     if result["hours"] is None:

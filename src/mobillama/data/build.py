@@ -184,10 +184,18 @@ def _plan(recipe: DataRecipe, header: Header, end_id: int, parts: Sequence[Path]
         for split in SPLITS
     }
     plan = Plan(header, end_id, recipe.seed, recipe.pack.chunks, streams["train"], streams["validation"])
-    if (rows := sum(plan.rows(plan.train))) < plan.chunks:
+    rows, held_out = sum(plan.rows(plan.train)), sum(plan.rows(plan.validation))
+    if not rows:
+        raise InputError(
+            f"no row of {header.row_len} ids is left to train on: pack.validation_share="
+            f"{recipe.pack.validation_share:g} holds out {held_out} rows, by the ids of documents (documents with one "
+            "id go together): check that ids differ (source.id_field), lower the share, use a smaller pack.seq_len or "
+            "read more text"
+        )
+    if rows < plan.chunks:
         raise InputError(
             f"the corpus fills {rows} rows of {header.row_len} ids; pack.chunks={plan.chunks} needs at least one row "
-            f"each: set pack.chunks to at most {max(rows, 1)}, use a smaller pack.seq_len or read more text"
+            f"each: set pack.chunks to at most {rows}, use a smaller pack.seq_len or read more text"
         )
     return plan
 

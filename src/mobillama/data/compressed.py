@@ -31,6 +31,7 @@ BZIP2_BLOCKS = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")  # behind BZh and a digi
 SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz")
 ZSTD_BLOCK = 128 << 10  # the most that a block decompresses to
 LONGEST_MAGIC = 10
+HEADER_BYTES = 64  # of a Zstandard frame or an xz block, and more
 # What reading a damaged stream raises.
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -99,6 +100,58 @@ def decompressed(raw: IO[bytes], where: str) -> IO[bytes]:
 def trailing(stream: IO[bytes]) -> int:
     """Bytes behind the last member of a stream of `decompressed` that was read to its end."""
     return int(getattr(getattr(stream, "raw", None), "trailing", 0))
+
+
+def window_bytes(path: Path) -> int:
+    """The window that decompressing a local file's first member takes; 0 if it is not compressed.
+
+    Error: InputError if the file cannot be opened. One that is damaged counts as 0: reading it says so.
+    """
+    with opened(path) as source:
+        head: bytes = source.raw.peek(HEADER_BYTES)[:HEADER_BYTES]  # type: ignore[attr-defined]
+    rest = io.BytesIO(head[4:])
+    try:
+        if head.startswith(ZSTD):
+            return min(read_header(rest.read).window, LARGEST_WINDOW)
+        if head.startswith(XZ):
+            return xz_dictionary(head)
+    except IndexError:  # shorter than a header
+        return 0
+    if head.startswith(BZIP2) and head.startswith(BZIP2_BLOCKS, 4):
+        return (head[3] - ord("0")) * 900_000  # 100 kB of input a level, in 9 bytes each
+    return 1 << 15 if head.startswith(GZIP) else 0
+
+
+def xz_dictionary(head: bytes) -> int:
+    """Bytes of the dictionary of an xz file that begins with `head` (xz-file-format 1.2.1, 3.1 and 5.3.1)."""
+    place = 14
+    for flag in (64, 128):  # the sizes of the block, where they are given
+        place += _varint_bytes(head, place) if head[13] & flag else 0
+    for _ in range((head[13] & 3) + 1):
+        kind, size = head[place], head[place + 1]
+        if kind == 0x21:
+            bits = head[place + 2] & 63
+            return LARGEST_WINDOW if bits >= 38 else (2 | bits & 1) << (bits // 2 + 11)
+        place += 2 + size
+    return 0
+
+
+def _varint_bytes(head: bytes, place: int) -> int:
+    """Bytes of the number that stands at `place`."""
+    count = 1
+    while head[place + count - 1] & 128:
+        count += 1
+    return count
+
+
+def skip_line(lines: IO[bytes]) -> int:
+    """Read to the end of a line piece by piece; the bytes it had."""
+    size = 0
+    while piece := lines.readline(BUFFER):
+        size += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return size
 
 
 class _Compressed(io.RawIOBase):

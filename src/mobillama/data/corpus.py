@@ -20,11 +20,12 @@ from pydantic import Field
 
 from mobillama import manifest
 from mobillama.config import CleanConfig, DataRecipe, Section, SourceConfig, SubsetConfig, with_defaults
+from mobillama.data.bad_records import EARLY_SHARE, POLICY, add_bad, check_share
 from mobillama.data.benchmarks import benchmarks_folder, describe_benchmarks
 from mobillama.data.clean import Filter, Normalise
 from mobillama.data.clocks import read_seconds
 from mobillama.data.dedup import FindDuplicates, buckets, merge_duplicates
-from mobillama.data.executor import Executor, OnProgress, run_stage
+from mobillama.data.executor import Executor, OnProgress, Progress, run_stage
 from mobillama.data.funnel import Repeats, make_funnel
 from mobillama.data.ingest import Read
 from mobillama.data.language import Language
@@ -48,6 +49,16 @@ class CorpusSettings(Section):
     subset: dict[str, SubsetConfig] = Field({}, description="as in DataRecipe")
     clean: CleanConfig = CleanConfig()
     counted_with: str | None = None  # digest of the tokenizer
+
+
+def without_policy(settings: dict[str, Any]) -> dict[str, Any]:
+    """A tree of CorpusSettings with the defaults of the keys that decide no byte: a build goes on with others."""
+    defaults = {key: SourceConfig.model_fields[key].default for key in POLICY}
+    subsets = {
+        name: {**subset, "source": subset["source"] and {**subset["source"], **defaults}}
+        for name, subset in settings["subset"].items()
+    }
+    return {**settings, "source": {**settings["source"], **defaults}, "subset": subsets}
 
 
 def build_corpus(
@@ -82,7 +93,9 @@ def build_corpus(
     marks = recipe.clean.overlap != "off"
     benchmarks = describe_benchmarks(benchmarks_folder(recipe.clean)) if marks else []
     with manifest.building(out) as partial:
-        work = work_folder(out, {"recipe": settings, "inputs": state(tasks), "benchmarks": benchmarks}, CorpusSettings)
+        work = work_folder(
+            out, {"recipe": without_policy(settings), "inputs": state(tasks), "benchmarks": benchmarks}, CorpusSettings
+        )
         build = _Build(recipe, tasks, work, workers, tokenizer, on_progress)
         build.clean()
         repeats = build.find_repeats()
@@ -101,6 +114,7 @@ def build_corpus(
             "repeated_ids": build.count_repeated_ids(numbers.values()),
             "funnel": funnel,
             "unread": dict(sorted(unread.items())),
+            "bad_records": add_bad(build.told),
         }
         sealed = manifest.seal(
             partial,
@@ -131,10 +145,19 @@ class _Build:
         self.workers, self.tokenizer, self.on_progress = workers, tokenizer, on_progress
         self.seconds: dict[str, float] = {}
         self.told: list[dict[str, Any]] = []
+        self.judged = 0  # tasks
 
-    def stage(self, name: str, steps: Sequence[PipelineStep], tasks: int) -> None:
-        """Run one stage to its end."""
-        self.seconds[name] = run_stage(name, list(steps), tasks, self.work, self.workers, self.on_progress)
+    def stage(
+        self, name: str, steps: Sequence[PipelineStep], tasks: int, judge: OnProgress = lambda progress: None
+    ) -> None:
+        """Run one stage to its end; `judge` may end it with an error."""
+
+        def tell(progress: Progress) -> None:
+            if self.on_progress is not None:
+                self.on_progress(progress)
+            judge(progress)
+
+        self.seconds[name] = run_stage(name, list(steps), tasks, self.work, self.workers, tell)
 
     def clean(self) -> None:
         """Read and clean every document."""
@@ -147,8 +170,21 @@ class _Build:
         if clean.near_duplicates:
             steps.append(Signatures(clean, self.work / "signatures"))
         steps.append(WriteParts(self.parts, self.tokenizer, keep_rejected=clean.keep_rejected))
-        self.stage("clean", steps, len(self.tasks))
-        self.told = [json.loads((self.parts / f"{task:05d}.json").read_text()) for task in range(len(self.tasks))]
+        self.stage("clean", steps, len(self.tasks), self._judge)
+        told = self._told()
+        check_share(self.recipe, self.tasks, told)
+        self.told = [told[task] for task in range(len(self.tasks))]
+
+    def _judge(self, progress: Progress) -> None:
+        """Look at the bad records of the tasks that are done, each time a twentieth of all is. Error: InputError."""
+        if progress.tasks_done >= self.judged + EARLY_SHARE * progress.tasks:
+            self.judged = progress.tasks_done
+            check_share(self.recipe, self.tasks, self._told())
+
+    def _told(self) -> dict[int, dict[str, Any]]:
+        """What the tasks that are done told of their documents, by their numbers."""
+        paths = {task: self.parts / f"{task:05d}.json" for task in range(len(self.tasks))}
+        return {task: json.loads(path.read_text()) for task, path in paths.items() if path.is_file()}
 
     def find_repeats(self) -> dict[str, Path]:
         """Documents that repeat an earlier one, by reason: .npy of (document, the one it repeats), sorted."""

@@ -7,28 +7,30 @@ documents travel on to the writer, which counts them.
 
 from __future__ import annotations
 
+import errno
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from mobillama import manifest
-from mobillama.data.compressed import BUFFER, DAMAGE, Opened, opened
+from mobillama.data.bad_records import bad_record, damaged_file
+from mobillama.data.compressed import BUFFER, DAMAGE, Opened, opened, skip_line, trailing
 from mobillama.data.installation import installed_distributions
 from mobillama.data.latex import read_latex
+from mobillama.data.parquet_rows import read_rows
 from mobillama.data.raw_document import raw_document
+from mobillama.data.record import from_record, too_long
 from mobillama.data.sources import Task
 from mobillama.data.stackexchange import read_posts
 from mobillama.data.warc import read_warc
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import InputError, MobillamaError
 
-BATCH_ROWS = 256
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the temporary folder, not of what is read
 
 
 class Read(PipelineStep):  # type: ignore[misc]
@@ -76,96 +78,120 @@ def _all_documents(task: Task, digests: dict[str, str]) -> Iterator[Document]:
                 if source.reader is not None:
                     digests[name] = source.reader.digest()
             except FileNotFoundError as error:
-                raise InputError(f"{file} vanished while it was read ({error}); put it back and go on") from None
+                raise InputError(
+                    f"{source.where} vanished while it was read ({error}); put it back and go on"
+                ) from None
+            except OSError as error:
+                if isinstance(error, MobillamaError) or error.errno in FULL:
+                    raise
+                raise InputError(
+                    f"{source.where} cannot be read ({error.strerror or error}); see to the disk or share it lies on: "
+                    "the same command goes on where this one stopped"
+                ) from None
 
 
 def _json_lines(task: Task, source: Opened, name: str) -> Iterator[Document]:
-    number = 0
+    number, most = 0, task.source.max_record_bytes
+    encoding = "" if task.source.encoding == "utf-8" else task.source.encoding
     try:
         lines = source.bytes()
-        while line := lines.readline():
+        while line := lines.readline(most + 1):
             number += 1
-            if line.isspace():
+            if len(line) > most and not line.endswith(b"\n"):
+                size = len(line) + skip_line(lines)
+                del line
+                yield too_long(task, source.where, name, number, size)
                 continue
-            document = _json_record(task, source.where, name, number, line)
+            if line.isspace():
+                number += _skip_empty(lines)
+                continue
+            document = _json_record(task, source.where, name, number, line, encoding)
             del line  # of 200 MB, perhaps: not to be held while the document is worked on
             yield document
+        if left := trailing(lines):
+            found = f"{left} bytes stand behind the end of the compressed data"
+            yield bad_record(task, source.where, name, number + 1, "trailing_bytes", found, size=left)
     except DAMAGE as error:
-        raise DamagedFileError(
-            f"{source.where}: after line {number} it cannot be decompressed ({error}); it is cut short or damaged: "
-            "fetch the file again"
-        ) from None
+        found = f": after line {number} it cannot be decompressed ({error}); it is cut short or damaged: fetch it again"
+        yield damaged_file(task, source.where, name, number, found)
 
 
-def _json_record(task: Task, where: str, name: str, number: int, line: bytes) -> Document:
+def _skip_empty(lines: IO[bytes]) -> int:
+    """Pass over empty lines, as many as are in memory at once (a small file may become billions); how many."""
+    head: bytes = lines.peek()  # type: ignore[attr-defined]
+    return len(lines.read(len(head) - len(head.lstrip(b"\n"))))
+
+
+def _json_record(task: Task, where: str, name: str, number: int, line: bytes, encoding: str = "") -> Document:
+    """The document of a line; `encoding` "" is UTF-8."""
     try:
-        record = orjson.loads(line)
+        record = orjson.loads(line.decode(encoding) if encoding else line)
     except ValueError:
-        try:
-            record = json.loads(line.decode("utf-8-sig"))  # also takes \ud800 alone, which is no text
-        except UnicodeDecodeError:
-            return raw_document(task, name, number, None, size=len(line))
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{where}, line {number}: not a JSON object ({error}); correct or remove that line"
-            ) from None
+        return _lenient_record(task, where, name, number, line, encoding)
     if not isinstance(record, dict):
-        raise InputError(f"{where}, line {number}: found JSON of type {type(record).__name__}; expected an object")
-    return _from_record(task, where, name, number, record)
+        found = f"found JSON of type {type(record).__name__}; expected an object"
+        return bad_record(
+            task, where, name, number, "bad_json", found, size=len(line), text=line.decode(encoding or "utf-8")
+        )
+    return from_record(task, where, name, number, record, line)
 
 
-def _from_record(task: Task, where: str, name: str, number: int, record: dict[str, Any]) -> Document:
-    field = task.text_field
-    text = record.get(field)
-    if not isinstance(text, str):
-        kind = f"{field!r} of type {type(text).__name__}"
-        found = kind if field in record else f"fields {', '.join(record) or 'none'}"
-        raise InputError(f"{where}, record {number}: found {found}; expected a field {field!r} that is a string")
-    about = {"id": record.get(task.id_field) if task.id_field else None, "license": record.get("license")}
-    meta = record.get("meta")  # RedPajama keeps the address there
-    about["url"] = record.get("url") or (meta.get("url") if isinstance(meta, dict) else None)
-    return raw_document(task, name, number, text, about)
+def _lenient_record(task: Task, where: str, name: str, number: int, line: bytes, encoding: str) -> Document:
+    """The document of a line that is no strict JSON: what has one meaning all the same is read.
+
+    That is a byte order mark, control characters as they are in a string, NaN, and half a surrogate pair in a field
+    that is not asked for.
+    """
+    try:
+        text = line.decode(encoding or "utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = "undecodable" if encoding else "invalid_utf8"
+        found = f"not of the encoding {task.source.encoding} ({error.reason} at byte {error.start})"
+        return bad_record(task, where, name, number, reason, found, size=len(line))
+    try:
+        record = json.loads(text, strict=False)
+    except (ValueError, RecursionError) as error:
+        found = f"not a JSON object ({error})"
+        return bad_record(task, where, name, number, "bad_json", found, size=len(line), text=text)
+    if not isinstance(record, dict):
+        found = f"found JSON of type {type(record).__name__}; expected an object"
+        return bad_record(task, where, name, number, "bad_json", found, size=len(line), text=text)
+    document = from_record(task, where, name, number, record, line)
+    about = {"id": document.id, "url": document.metadata["url"], "license": document.metadata["license"]}
+    sound = {key: value for key, value in about.items() if _is_utf8(value)}
+    if len(sound) == len(about) and document.metadata.get("dropped") != "invalid_utf8":
+        return document
+    found = "half a surrogate pair stands in its text, id, url or license"
+    size = document.metadata["raw_bytes"]
+    return bad_record(task, where, name, number, "invalid_utf8", found, size=size, about=sound)
 
 
-def _parquet(task: Task, source: Opened, name: str) -> Iterator[Document]:
-    """Rows of a Parquet file. A remote one is fetched whole to a temporary file first: its columns lie apart in it."""
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    with tempfile.NamedTemporaryFile(prefix="mobillama-", suffix=".parquet") as spool:
-        if source.path is None:
-            shutil.copyfileobj(source.raw, spool, BUFFER)
-            spool.flush()
-        try:
-            file = parquet.ParquetFile(source.path or spool.name)
-            wanted = (task.text_field, task.id_field, "url", "license")
-            columns = [column for column in dict.fromkeys(wanted) if column in file.schema_arrow.names]
-            number = 0
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                values = {column: batch.column(column) for column in columns}
-                for row in range(batch.num_rows):
-                    number += 1
-                    try:
-                        record = {column: array[row].as_py() for column, array in values.items()}
-                    except UnicodeDecodeError:
-                        size = len(values[task.text_field][row].as_buffer() or b"")
-                        yield raw_document(task, name, number, None, size=size)
-                        continue
-                    yield _from_record(task, source.where, name, number, record)
-        except pyarrow.ArrowException as error:
-            raise DamagedFileError(
-                f"{source.where} cannot be read as Parquet ({error}); fetch the file again"
-            ) from None
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text_file(task: Task, source: Opened, name: str) -> Iterator[Document]:
-    raw = source.raw.read()
+    most = task.source.max_record_bytes
+    raw = source.raw.read(most + 1)
+    if len(raw) > most:
+        size = len(raw)
+        del raw
+        while piece := source.raw.read(BUFFER):
+            size += len(piece)
+        yield too_long(task, source.where, name, 1, size)
+        return
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
+        text = raw.decode(task.source.encoding)
+    except UnicodeDecodeError:  # most often a picture or a program beside the text: no bad record
         text = None
     url = task.url + name if task.url else ""
-    yield raw_document(task, name, 1, text, {"id": f"{task.subset}/{name}", "url": url}, size=len(raw))
+    dropped = "invalid_utf8" if task.source.encoding == "utf-8" else "undecodable"
+    about = {"id": f"{task.subset}/{name}", "url": url}
+    yield raw_document(task, name, 1, text, about, size=len(raw), dropped=dropped)
 
 
 def _reference(task: Task) -> Iterator[Document]:
@@ -189,7 +215,7 @@ def _packages(task: Task) -> Iterator[Document]:
 
 READERS: dict[str, Callable[[Task, Opened, str], Iterator[Document]]] = {
     "jsonl": _json_lines,
-    "parquet": _parquet,
+    "parquet": read_rows,
     "file": _text_file,
     "warc": read_warc,
     "latex": read_latex,

@@ -16,10 +16,10 @@ from typing import IO
 
 from datatrove.data import Document
 
-from mobillama.data.compressed import DAMAGE, Opened, decompressed
+from mobillama.data.bad_records import bad_record, damaged_file
+from mobillama.data.compressed import DAMAGE, Opened, decompressed, printable
 from mobillama.data.raw_document import raw_document
 from mobillama.data.sources import Task
-from mobillama.errors import DamagedFileError
 
 # More text than this in one paper is no paper (a bomb, or data): the rest of its files is not taken.
 MOST_BYTES = 64 << 20
@@ -39,18 +39,19 @@ NEW_ID = re.compile(r"\d{4}\.\d{4,5}(?:v\d+)?$")
 def read_latex(task: Task, source: Opened, name: str) -> Iterator[Document]:
     """Documents of one file; `record` counts its papers from 1.
 
-    A paper that cannot be unpacked is dropped (`damaged`), one without TeX source too (`no_source`). Error:
+    A paper that cannot be unpacked is dropped (`damaged`), one that is longer than a record may be (`record_too_long`;
+    of an archive, the files that still fit are taken) and one without TeX source (`no_source`) too. Error:
     DamagedFileError where the file itself is cut short.
     """
     number = 0
     try:
-        for number, (path, data) in enumerate(_papers(source, name), 1):
-            yield _document(task, name, number, path, data)
+        for number, (path, data) in enumerate(_papers(source, name, _most(task)), 1):
+            yield _document(task, source.where, name, number, path, data)
     except (tarfile.TarError, *DAMAGE) as error:
-        raise DamagedFileError(
-            f"{source.where}: after paper {number} it cannot be unpacked ({error}); it is cut short or damaged: fetch "
-            "the file again"
-        ) from None
+        found = (
+            f": after paper {number} it cannot be unpacked ({error}); it is cut short or damaged: fetch the file again"
+        )
+        yield damaged_file(task, source.where, name, number, found)
 
 
 def main_text(files: Mapping[str, str]) -> str | None:
@@ -90,10 +91,15 @@ def without_comments(text: str) -> str:
     return "\n".join(lines)
 
 
-def _papers(source: Opened, name: str) -> Iterator[tuple[str, bytes | dict[str, bytes]]]:
+def _most(task: Task) -> int:
+    """Bytes of text of one paper."""
+    return min(MOST_BYTES, task.source.max_record_bytes)
+
+
+def _papers(source: Opened, name: str, most: int) -> Iterator[tuple[str, bytes | dict[str, bytes]]]:
     """Each paper's name and its bytes as shipped, or its TeX files where the file is one paper's archive."""
     if not name.lower().endswith(".tar"):
-        yield name, source.raw.read(MOST_BYTES + 1)
+        yield name, source.raw.read(most + 1)
         return
     files: dict[str, bytes] = {}
     with tarfile.open(fileobj=source.raw, mode="r|") as archive:
@@ -102,43 +108,54 @@ def _papers(source: Opened, name: str) -> Iterator[tuple[str, bytes | dict[str, 
                 continue
             stream = archive.extractfile(member)
             if member.name.lower().endswith((".gz", ".pdf")) and not files and stream is not None:
-                yield member.name, stream.read(MOST_BYTES + 1)
+                yield member.name, stream.read(most + 1)
             elif stream is not None:
-                _take(files, member.name, stream)
+                _take(files, member.name, stream, most)
     if files:
         yield name, files
 
 
-def _document(task: Task, name: str, number: int, path: str, data: bytes | dict[str, bytes]) -> Document:
-    about = _about(path)
+def _document(task: Task, where: str, name: str, number: int, path: str, data: bytes | dict[str, bytes]) -> Document:
+    about, most = _about(path), _most(task)
     size = len(data) if isinstance(data, bytes) else sum(map(len, data.values()))
     try:
-        files = _unpacked(path, data) if isinstance(data, bytes) else data
-    except (tarfile.TarError, *DAMAGE):
-        return raw_document(task, name, number, None, about, size=size, dropped="damaged")
+        files = _unpacked(path, data, most) if isinstance(data, bytes) else data
+    except _TooLongError:
+        found = f"{printable(path)} is a paper of more than {most} bytes"
+        return bad_record(task, where, name, number, "record_too_long", found, size=size, about=about)
+    except (tarfile.TarError, *DAMAGE) as error:
+        found = f"{printable(path)} cannot be unpacked ({error})"
+        return bad_record(task, where, name, number, "damaged", found, size=size, about=about)
     text = main_text({key: _decoded(raw) for key, raw in sorted(files.items())})
     return raw_document(task, name, number, text, about, size=size, dropped="no_source")
 
 
-def _unpacked(path: str, data: bytes) -> dict[str, bytes]:
-    """The TeX files of one paper, which may be an archive or a single file, compressed or not."""
+class _TooLongError(Exception):
+    """A paper that is longer than a record may be."""
+
+
+def _unpacked(path: str, data: bytes, most: int) -> dict[str, bytes]:
+    """The TeX files of one paper, which may be an archive or a single file, compressed or not. Error: _TooLongError."""
     files: dict[str, bytes] = {}
-    data = decompressed(io.BufferedReader(io.BytesIO(data)), path).read(MOST_BYTES + 1)
-    if data.startswith(PDF) or len(data) > MOST_BYTES:
+    if len(data) <= most:
+        data = decompressed(io.BufferedReader(io.BytesIO(data)), path).read(most + 1)
+    if data.startswith(PDF):
         return files
+    if len(data) > most:
+        raise _TooLongError
     if data[257:262] == b"ustar":
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
-                    _take(files, member.name, stream)
+                    _take(files, member.name, stream, most)
         return files
     return {_stem(path) + ".tex": data}
 
 
-def _take(files: dict[str, bytes], name: str, stream: IO[bytes]) -> None:
+def _take(files: dict[str, bytes], name: str, stream: IO[bytes], most: int) -> None:
     """Keep a TeX file of a paper, as long as there is room."""
-    if name.lower().endswith(TEX) and (room := MOST_BYTES - sum(map(len, files.values()))) > 0:
+    if name.lower().endswith(TEX) and (room := most - sum(map(len, files.values()))) > 0:
         files[posixpath.normpath(name)] = stream.read(room)
 
 

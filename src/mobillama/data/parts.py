@@ -74,7 +74,7 @@ class WriteParts(PipelineStep):  # type: ignore[misc]
                 done += (1, metadata["raw_bytes"])
                 read = (metadata["raw_bytes"], self._tokens(_raw_text(document)))
                 if dropped := metadata.get("dropped"):
-                    counts.drop(dropped, read)
+                    counts.drop(dropped, read, metadata.get("why"))
                     if self.keep_rejected and rejected.add(_rejected(document, dropped), len(metadata["raw"])):
                         rejected.close()
                     continue
@@ -142,20 +142,23 @@ class Counts:
     def __init__(self) -> None:
         self.read, self.kept = [0, 0, 0], [0, 0, 0]
         self.dropped: dict[str, list[int]] = {}
+        self.bad: dict[str, dict[str, Any]] = {}
 
     def keep(self, raw: tuple[int, int], text: tuple[int, int]) -> None:
         """Count one document that stays: bytes and tokens of its raw and of its cleaned text."""
         self._add(self.read, raw)
         self._add(self.kept, text)
 
-    def drop(self, reason: str, raw: tuple[int, int]) -> None:
-        """Count one document that goes."""
+    def drop(self, reason: str, raw: tuple[int, int], why: str | None = None) -> None:
+        """Count one document that goes; `why` is given of a bad record: what was found, and where."""
+        if why:
+            self.bad.setdefault(reason, {"records": 0, "first": why})["records"] += 1
         self._add(self.read, raw)
         self._add(self.dropped.setdefault(reason, [0, 0, 0]), raw)
 
     def tree(self) -> dict[str, Any]:
-        """Plain JSON types; lists are [documents, bytes, tokens]."""
-        return {"read": self.read, "kept": self.kept, "dropped": self.dropped}
+        """Plain JSON types; lists are [documents, bytes, tokens]; bad records are among the dropped."""
+        return {"read": self.read, "kept": self.kept, "dropped": self.dropped, "bad": self.bad}
 
     @staticmethod
     def _add(sums: list[int], sizes: tuple[int, int]) -> None:

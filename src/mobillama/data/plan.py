@@ -27,16 +27,18 @@ try:
     import pyarrow.parquet as parquet
 
     from mobillama.data.build import build_shards, corpus_folder
+    from mobillama.data.compressed import window_bytes
     from mobillama.data.executor import make_executor
     from mobillama.data.remote import is_remote
     from mobillama.data.sample import Sample, take_sample
-    from mobillama.data.sources import Task, Unread, list_tasks, subset_tasks
+    from mobillama.data.sources import SUFFIXES, Task, Unread, list_tasks, subset_tasks
 except ImportError as error:
     raise missing_extra("data", error) from None
 
 AMBER_BYTES_PER_TOKEN = 20.8e9 * 360 / 1259.13e9  # 360 files of 20.8 GB (LLM360/AmberDatasets)
 ID_BYTES = {True: 2, False: 4}  # a token id, whether the vocabulary fits 16 bits
 LENGTH_BYTES = 2  # beside each id between encoding and packing (encode.py)
+RECORD_COPIES = 5  # a line, its record, its text, that as UTF-8, and cleaned
 CERTAIN = 2.0  # standard errors in what is said as plus or minus: about 95%
 LEAST_RATE_BYTES = 1 << 20  # of a sample, below which its seconds say nothing about a large build
 
@@ -45,7 +47,8 @@ def plan_data(recipe: DataRecipe, *, workers: int = 0, sample_bytes: int = 8_000
     """What a build of `recipe` on `workers` processes (0 = all cores here) will need, as plain JSON types.
 
     `sample_bytes`: text of each subset that is built to see. Gives `subsets` (by name: `basis` counted, extrapolated,
-    target or unknown, `why`, and figures), `total`, `disk`, `speed`, `hours`, `mix_distance`, `unread`.
+    target or unknown, `why`, and figures), `total`, `disk`, `speed`, `hours`,
+    `mix_distance`, `unread`, and `memory`: what a worker holds of its input at most, in bytes.
     Errors: InputError for a recipe or local input that a build could not use either.
     """
     here = make_executor("local").workers
@@ -91,6 +94,7 @@ def plan_data(recipe: DataRecipe, *, workers: int = 0, sample_bytes: int = 8_000
         "disk": _disk(total, measured),
         "speed": speed,
         "unread": unread,
+        "memory": _memory(recipe, found),
         "hours": hours,
         "hours_why": hours_why,
     }
@@ -215,7 +219,7 @@ def _describe(
     told["sample_documents"] = len(sizes)
     told["kept_documents"] = float((tokens > 0).mean())
     dropped = {why: pair["documents"] for why, pair in measured["funnel"][name]["dropped"].items()}
-    told["dropped"] = {**dropped, **({"invalid_utf8": len(sample.unreadable)} if sample.unreadable else {})}
+    told["dropped"] = {**dropped, **sample.reasons}
     if sample.scale is None:
         told["why"] = "a remote source: its size is taken from the recipe's target, the rest from a sample"
         if target and ratio:
@@ -280,6 +284,16 @@ def _disk(total: Mapping[str, Any], measured: dict[str, Any] | None) -> dict[str
         "temporary": tokens * (id_bytes + LENGTH_BYTES) if known else None,
         "amber_form": tokens * AMBER_BYTES_PER_TOKEN if tokens is not None else None,
     }
+
+
+def _memory(recipe: DataRecipe, found: Mapping[str, list[Task] | str]) -> dict[str, int]:
+    """What a worker holds of its input at most: `window`, the largest that a compressed file here asks for, `record`,
+    the longest record that its source allows, in RECORD_COPIES forms, and `all`."""
+    tasks = [task for listed in found.values() if not isinstance(listed, str) for task in listed]
+    paths = {path for task in tasks for path in task.paths if isinstance(path, Path) and task.how in SUFFIXES}
+    window = max(map(window_bytes, paths), default=0)
+    record = RECORD_COPIES * max((task.source.max_record_bytes for task in tasks), default=0)
+    return {"window": window, "record": record, "all": window + record}
 
 
 def _sum(values: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ class Sample:
 
     `documents` and `text_bytes` (raw text) are those of the files that were read, `scale` is all bytes on disk over
     theirs; None: how much there is in all is not known. `sizes`: raw bytes of each document of the sample by its file
-    there and line, `unreadable` those that cannot be written to it, which no build keeps.
+    there and line, `unreadable` those that cannot be written to it, which no build keeps, and `reasons` why not.
     """
 
     disk_bytes: int
@@ -41,6 +42,7 @@ class Sample:
     scale: float | None = 1.0
     sizes: dict[tuple[str, int], int] = field(default_factory=dict)
     unreadable: list[int] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
 
     @property
     def whole(self) -> bool:
@@ -146,8 +148,9 @@ def _write(subset: str, documents: Iterable[Document], root: Path, sample: Sampl
 
     for document in documents:
         metadata: dict[str, Any] = document.metadata
-        if metadata.get("dropped"):
+        if reason := metadata.get("dropped"):
             sample.unreadable.append(metadata["raw_bytes"])
+            sample.reasons[reason] += 1
             continue
         record = {"text": document.text, "id": document.id, "url": metadata["url"], "license": metadata["license"]}
         lines.append(orjson.dumps(record) + b"\n")

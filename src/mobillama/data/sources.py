@@ -48,16 +48,20 @@ EXTRACTOR = {"warc": f" {importlib.metadata.version('trafilatura')}"} if find_sp
 # Kinds whose documents are named by their sub-folders alone and read many files a task.
 SMALL_FILES = ("file", "latex")
 # What a source of a kind takes no notice of, so that giving it is an error.
+FIELDS = ("text_field", "id_field", "url_field", "license_field")
 UNUSED: dict[str, tuple[str, ...]] = {
-    "python-installation": ("root", "files", "url_list", "text_field", "id_field", "license"),
-    "folder": ("url_list", "text_field", "id_field"),
-    "warc": ("text_field", "id_field"),
-    "latex": ("text_field", "id_field"),
-    "stackexchange": ("text_field", "id_field", "license"),
+    "python-installation": ("root", "files", "url_list", "subset", *FIELDS, "license", "encoding"),
+    "folder": ("url_list", *FIELDS),
+    "warc": (*FIELDS, "encoding"),
+    "latex": (*FIELDS, "encoding"),
+    "stackexchange": (*FIELDS, "license", "encoding"),
 }
 
 File = Path | RemoteFile
 Unread = dict[str, dict[str, int]]  # what lies there and is not read: suffix -> {"files", "bytes"}
+
+
+DEFAULT_SOURCE = SourceConfig()
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Task:
 
     `how` is jsonl, parquet, warc, latex, stackexchange, file (one document a file), reference or packages; `url` and
     `license` are the defaults of documents that bring none, and `url` is followed by the name where it ends in a slash.
-    `stamps` are size and time of change (or tag) of the files when they were listed.
+    `stamps` are size and time of change (or tag) of the files when listed, `source` tells how records are read.
     """
 
     subset: str
@@ -76,9 +80,8 @@ class Task:
     url: str = ""
     license: str = ""
     max_bytes: int = 0
-    text_field: str = "text"
-    id_field: str = "id"
     stamps: tuple[str, ...] = ()
+    source: SourceConfig = DEFAULT_SOURCE
 
 
 def recipe_tasks(recipe: DataRecipe, unread: Unread | None = None) -> list[Task]:
@@ -171,6 +174,7 @@ def _list(source: SourceConfig, only: str = "", *, unread: Unread) -> list[Task]
             raise InputError(f"source.{field} means nothing to a source of kind {source.kind!r}; leave it out")
     if source.kind == "python-installation":
         return _installation(source)
+    only = only or source.subset
     files, root = _listed(source, unread)
     return (_folder if source.kind == "folder" else _record_files)(source, files, root, only, unread)
 
@@ -180,8 +184,9 @@ def _checked(tasks: list[Task]) -> list[Task]:
         raise InputError("the source has no files to read; check source.kind, source.root and source.subsets")
     if len(subsets := {task.subset for task in tasks}) > MOST_SUBSETS:
         raise InputError(
-            f"the source has {len(subsets)} subsets; shards can name {MOST_SUBSETS}: choose some with source.subsets "
-            "or put the files of several into one folder"
+            f"the source has {len(subsets)} subsets; shards can name {MOST_SUBSETS}: each file or sub-folder is one; "
+            "make all files one subset with source.subset=NAME, choose some with source.subsets, or put the files of "
+            "several into one folder"
         )
     return tasks
 
@@ -306,9 +311,7 @@ def _record_files(
             found.setdefault(only or _subset_of(name, suffixes), []).append((file, name))
         else:
             _note_file(unread, file, name)
-    make = partial(
-        Task, how=source.kind, license=source.license, text_field=source.text_field, id_field=source.id_field
-    )
+    make = partial(Task, how=source.kind, license=source.license, source=source)
     return [
         make(subset, paths=paths, names=names, stamps=stamps)
         for subset in _chosen(source, found, root, f"files that end in {', '.join(suffixes)}")
@@ -353,7 +356,7 @@ def _folder(source: SourceConfig, files: list[tuple[File, str]], root: str, only
         else:
             _note_file(unread, file, name)
     return [
-        Task(subset, "file", paths, names, license=source.license, stamps=stamps)
+        Task(subset, "file", paths, names, license=source.license, stamps=stamps, source=source)
         for subset in _chosen(source, found, root, "files")
         for paths, names, stamps in _runs(found[subset], TASK_BYTES)
     ]
@@ -372,7 +375,10 @@ def _installation(source: SourceConfig) -> list[Task]:
         listed: list[tuple[File, str]] = [
             (path, path.relative_to(root).as_posix()) for path in python_files(root, source.max_bytes)
         ]
-        return [Task(subset, "file", *run[:2], url, licence, stamps=run[2]) for run in _runs(listed, TASK_BYTES)]
+        return [
+            Task(subset, "file", *run[:2], url, licence, stamps=run[2], source=source)
+            for run in _runs(listed, TASK_BYTES)
+        ]
 
     for subset in _chosen(source, found, "python-installation", "text"):
         if subset == "stdlib":

@@ -13,14 +13,16 @@ import tempfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from datatrove.data import Document
 
-from mobillama.data.compressed import DAMAGE, Opened
+from mobillama.data.bad_records import bad_record, damaged_file
+from mobillama.data.compressed import DAMAGE, Opened, skip_line, trailing
 from mobillama.data.raw_document import raw_document
+from mobillama.data.record import too_long
 from mobillama.data.sources import Task
-from mobillama.errors import DamagedFileError
 
 QUESTION, ANSWER = "1", "2"
 COLUMNS = (
@@ -29,6 +31,7 @@ COLUMNS = (
 # From these days on what is posted is under that version (https://stackoverflow.com/help/licensing).
 VERSIONS = (("2018-05-02", "4.0"), ("2011-04-08", "3.0"), ("", "2.5"))
 INSERT_ROWS = 1000
+LARGEST = 2**63 - 1  # of SQLite's whole numbers
 
 
 def read_posts(task: Task, source: Opened, name: str) -> Iterator[Document]:
@@ -44,7 +47,7 @@ def read_posts(task: Task, source: Opened, name: str) -> Iterator[Document]:
             posts.execute("PRAGMA synchronous = OFF")
             posts.execute("PRAGMA journal_mode = OFF")
             posts.execute(f"CREATE TABLE post ({COLUMNS})")
-            _spill(source, posts)
+            yield from _spill(task, source, name, posts)
             posts.execute("CREATE INDEX thread ON post (question, rank, score DESC, id)")
             for thread in _threads(posts):
                 yield _document(task, name, folder, thread)
@@ -55,37 +58,73 @@ def read_posts(task: Task, source: Opened, name: str) -> Iterator[Document]:
 Post = tuple[int, int, int, int, int, str, str, str]
 
 
-def _spill(source: Opened, posts: sqlite3.Connection) -> None:
-    """Put every question and answer of the dump into the table."""
+def _spill(task: Task, source: Opened, name: str, posts: sqlite3.Connection) -> Iterator[Document]:
+    """Put every question and answer of the dump into the table; yields what is bad.
+
+    A row stands in a line: one that is longer than a record may be is passed over. Rows over several lines are read
+    too, as long as they are not longer than that.
+    """
+    most = task.source.max_record_bytes
     rows: list[Post] = []
     accepted: list[tuple[int]] = []
-    number = 0
+    number, waiting = 0, 0  # bytes since the last row
+    root: Any = None
     try:
-        events = ElementTree.iterparse(source.bytes(), ("start", "end"))
-        _, root = next(events)
-        for event, row in events:
-            if event == "start" or row.tag != "row":
+        parser: Any = ElementTree.XMLPullParser(("start", "end"))
+        lines = source.bytes()
+        while line := lines.readline(most + 1):
+            if len(line) > most and not line.endswith(b"\n"):
+                size = len(line) + skip_line(lines)
+                number += 1
+                yield too_long(task, source.where, name, number, size)
                 continue
-            number += 1
-            kind, key = row.get("PostTypeId"), int(row.get("Id", 0))
-            if kind in (QUESTION, ANSWER):
-                question = key if kind == QUESTION else int(row.get("ParentId", 0))
-                rank = 0 if kind == QUESTION else 2
-                about = (row.get("Title", ""), row.get("Body", ""), _license(row))
-                rows.append((question, rank, int(row.get("Score", 0)), key, number, *about))
-                if best := row.get("AcceptedAnswerId"):
-                    accepted.append((int(best),))
-            root.clear()
+            parser.feed(line)
+            waiting += len(line)
+            for event, row in parser.read_events():
+                root = row if root is None else root
+                if event == "start" or row.tag != "row":
+                    continue
+                waiting = 0
+                number += 1
+                try:
+                    post, best = _post(row, number)
+                except ValueError as error:
+                    yield bad_record(task, source.where, name, number, "bad_xml", f"a row with {error}", size=0)
+                    continue
+                if post:
+                    rows.append(post)
+                if best:
+                    accepted.append((best,))
+                root.clear()
+            if waiting > 2 * most:
+                raise ElementTree.ParseError(f"a row of more than source.max_record_bytes={most} in several lines")
             if len(rows) >= INSERT_ROWS:
                 posts.executemany("INSERT INTO post VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 rows.clear()
-    except (ElementTree.ParseError, ValueError, *DAMAGE) as error:
-        raise DamagedFileError(
-            f"{source.where}: after row {number} it is not the XML of a dump ({error}); unpack or fetch the file again"
-        ) from None
+        parser.close()
+        if left := trailing(lines):
+            found = f"{left} bytes stand behind the end of the compressed data"
+            yield bad_record(task, source.where, name, number + 1, "trailing_bytes", found, size=left)
+    except (ElementTree.ParseError, *DAMAGE) as error:
+        found = f": after row {number} it is not the XML of a dump ({error}); unpack or fetch the file again"
+        yield damaged_file(task, source.where, name, number, found)
     posts.executemany("INSERT INTO post VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
     posts.execute("CREATE INDEX answer ON post (id)")
     posts.executemany("UPDATE post SET rank = 1 WHERE id = ? AND rank = 2", accepted)
+
+
+def _post(row: ElementTree.Element, number: int) -> tuple[Post | None, int]:
+    """A question or answer (None: another kind of row) and the answer that it accepts (0: none). Error: ValueError."""
+    kind, key = row.get("PostTypeId"), int(row.get("Id", 0))
+    if kind not in (QUESTION, ANSWER):
+        return None, 0
+    question = key if kind == QUESTION else int(row.get("ParentId", 0))
+    about = (row.get("Title", ""), row.get("Body", ""), _license(row))
+    post = (question, 0 if kind == QUESTION else 2, int(row.get("Score", 0)), key, number, *about)
+    best = int(row.get("AcceptedAnswerId") or 0)
+    if any(abs(value) > LARGEST for value in (question, key, post[2], best)):
+        raise ValueError(f"a number larger than {LARGEST}")
+    return post, best
 
 
 def _threads(posts: sqlite3.Connection) -> Iterator[list[Post]]:

@@ -14,10 +14,12 @@ from typing import Any
 
 from datatrove.data import Document
 
-from mobillama.data.compressed import DAMAGE, Opened
+from mobillama.data.bad_records import bad_record, damaged_file
+from mobillama.data.compressed import BUFFER, DAMAGE, Opened, trailing
 from mobillama.data.raw_document import raw_document
+from mobillama.data.record import too_long
 from mobillama.data.sources import Task
-from mobillama.errors import DamagedFileError, missing_extra
+from mobillama.errors import MobillamaError, missing_extra
 
 HTML = ("text/html", "application/xhtml+xml")
 
@@ -31,27 +33,58 @@ def read_warc(task: Task, source: Opened, name: str) -> Iterator[Document]:
         raise missing_extra("warc", error) from None
     number = 0
     try:
-        records = ArchiveIterator(_Whole(source))
+        archive = _Whole(source)
+        records = ArchiveIterator(archive)
         for number in itertools.count(1):
             record = next(records, None)
             if record is None:
-                return
+                break
             if _is_page(record):
-                content = record.content_stream().read()
-                length = int(record.rec_headers.get_header("Content-Length") or 0)
-                if record.raw_stream.limit > 0:
-                    raise _CutError(
-                        f"record {number} promises {length} bytes and has {length - record.raw_stream.limit}"
-                    )
-                text = content.decode("utf-8", "replace") if record.rec_type == "conversion" else _text(record, content)
-                key = (record.rec_headers.get_header("WARC-Record-ID") or "").strip("<>")
-                url = record.rec_headers.get_header("WARC-Target-URI")
-                yield raw_document(task, name, number, text, {"id": key, "url": url})
+                yield _document(task, source.where, name, number, record)
+        if left := archive.trailing():
+            found = f"{left} bytes stand behind the end of the compressed data"
+            yield bad_record(task, source.where, name, number, "trailing_bytes", found, size=left)
     except (_CutError, ArchiveLoadFailed) as error:
-        raise DamagedFileError(
-            f"{source.where}: after record {number - 1} it cannot be read ({error}); it is cut short or damaged: fetch "
-            "the file again"
-        ) from None
+        found = (
+            f": after record {number - 1} it cannot be read ({error}); it is cut short or damaged: fetch the file again"
+        )
+        yield damaged_file(task, source.where, name, number - 1, found)
+
+
+def _document(task: Task, where: str, name: str, number: int, record: Any) -> Document:
+    """The document of a page. Error: _CutError where the archive ends inside it."""
+    most = task.source.max_record_bytes
+    stream = record.content_stream()
+    try:
+        pieces: list[bytes] = []
+        size = 0
+        while piece := stream.read(BUFFER):
+            size += len(piece)
+            if size <= most:
+                pieces.append(piece)
+            else:
+                pieces.clear()
+    except _CutError:
+        raise
+    except Exception as error:  # what unpacks a page (gzip, deflate, brotli, chunks) has errors of its own
+        found = f"a page that cannot be unpacked ({error})"
+        return bad_record(task, where, name, number, "damaged", found, size=0)
+    if record.raw_stream.limit > 0:
+        length = record.rec_headers.get_header("Content-Length")
+        raise _CutError(f"record {number} promises {length} bytes, of which {record.raw_stream.limit} are not there")
+    if size > most:
+        return too_long(task, where, name, number, size)
+    content = b"".join(pieces)
+    try:
+        text = content.decode("utf-8", "replace") if record.rec_type == "conversion" else _text(record, content)
+    except MobillamaError:
+        raise
+    except Exception as error:  # so have a page's parsers
+        found = f"a page of which no text can be extracted ({type(error).__name__}: {error})"
+        return bad_record(task, where, name, number, "damaged", found, size=size)
+    key = (record.rec_headers.get_header("WARC-Record-ID") or "").strip("<>")
+    url = record.rec_headers.get_header("WARC-Target-URI")
+    return raw_document(task, name, number, text, {"id": key, "url": url})
 
 
 class _CutError(Exception):
@@ -66,6 +99,10 @@ class _Whole:
             self._stream = source.bytes()
         except DAMAGE as error:
             raise _CutError(str(error)) from None
+
+    def trailing(self) -> int:
+        """Bytes behind the end of the compressed data."""
+        return trailing(self._stream)
 
     def read(self, count: int = -1) -> bytes:
         """The next bytes. Error: _CutError."""

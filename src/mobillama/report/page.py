@@ -34,6 +34,17 @@ REASONS = {
     "too_long": "more characters than the recipe allows",
     "binary": "too many control characters: not text",
     "invalid_utf8": "bytes that are not UTF-8",
+    "undecodable": "bytes that are not of the encoding that the recipe names",
+    "bad_json": "a line that is no JSON object",
+    "bad_xml": "a row of a dump with a number that is none",
+    "no_text": "a record without a text: no such field, null, or not a string",
+    "record_too_long": "a record longer than the recipe's source.max_record_bytes",
+    "damaged": "a record that cannot be unpacked",
+    "damaged_file": "what of a damaged file could not be read (one for each damage, without its bytes)",
+    "trailing_bytes": "bytes behind the end of a compressed file",
+    "no_source": "a paper without TeX source",
+    "unanswered": "a question without an answer",
+    "low_score": "a question with a score below 0",
     "duplicate": "the same text, after normalisation, was seen before",
 }
 SUBSETS = {
