@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from tests.native.programs import output
 
 import mobillama
+from mobillama.cli.model import written
 from mobillama.config import ModelConfig
 from mobillama.errors import DamagedFileError, InputError
 from mobillama.export.folder import export_model
-from mobillama.export.gguf_file import END_IDS, quantize_model
+from mobillama.export.gguf_file import quantize_model
 from mobillama.model.end_ids import GENERATION_FILE, read_end_ids
 from mobillama.model.initialise import build_model
 from mobillama.model.weights import save_model
+from mobillama.runtime.engine_model import EngineModel
 from mobillama.tokenizer.gguf_keys import read_keys
+from mobillama.tokenizer.gguf_vocabulary import MORE_ENDS
 from mobillama.tokenizer.tokenizer import Tokenizer, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,14 +117,50 @@ def test_the_lists_end_a_text_as_they_do_in_transformers(folder: Path, free: lis
     assert given == [*torch_ids(folder)[0], late]
 
 
-@pytest.mark.parametrize("backend", ["torch", "transformers"])
-def test_a_task_that_generates_stops_at_any_of_them(folder: Path, free: list[int], backend: Any) -> None:
+@pytest.mark.parametrize("form", ["mobillama", "llama"])
+@pytest.mark.parametrize("lookup", [0, 5])
+def test_the_engine_and_the_program_stop_at_any_of_them(
+    folder: Path, free: list[int], tmp_path: Path, form: Any, lookup: int
+) -> None:
+    for end in ids_at(free):  # the last first, so that each is the one that ends the text
+        (folder / GENERATION_FILE).write_text(json.dumps({"eos_token_id": [2, 3, 5, end]}))
+        give(folder / "config.json", 2)
+        file = tmp_path / f"{end}.gguf"
+        quantize_model(folder, file, "f32", architecture=form)
+        with EngineModel.load(file, threads=1) as model:
+            assert model.end_ids == {2, 3, 5, end}
+            (answer,) = model.complete([PROMPT], max_new_tokens=MOST, temperature=0.0, lookup=lookup)
+        assert (list(answer.ids), answer.ending) == (cut(free, {end}), "eos")
+        told = json.loads(output(file, "-p", PROMPT, "-n", MOST, "--temperature", 0, "--threads", 1, "--json"))
+        assert (told["ids"], told["ending"]) == (list(answer.ids), "eos")
+
+
+def test_an_end_without_a_piece_is_left_out_and_said(folder: Path, tmp_path: Path) -> None:
+    wide = ModelConfig(vocab_size=410, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    save_model(tmp_path / "wide", build_model(wide, seed=1), wide, end_ids=(2, 405, 9))
+    Tokenizer.load(folder).save(tmp_path / "wide")
+    said = quantize_model(tmp_path / "wide", tmp_path / "wide.gguf", "f32")
+    assert said["end_ids_left_out"] == [405]
+    assert "left out: the end ids 405" in written(said)
+    assert "2 (tokenizer.ggml.eos_token_id), 9 (tokenizer.ggml.eot_token_id)" in written(said)
+    with EngineModel.load(tmp_path / "wide.gguf") as model:
+        assert model.end_ids == {2, 9}
+
+
+@pytest.mark.parametrize("backend", ["torch", "transformers", "engine"])
+def test_a_task_that_generates_stops_at_any_of_them(
+    folder: Path, free: list[int], tmp_path: Path, backend: Any
+) -> None:
     from lm_eval.api.instance import Instance
 
     from mobillama.eval.adapter import Adapter
     from mobillama.eval.subject import open_subject
 
-    subject = open_subject(str(folder), backend=backend, device="cpu", dtype="float32", threads=1)
+    if backend == "engine":
+        quantize_model(folder, tmp_path / "model.gguf", "f32")
+        subject = open_subject(str(tmp_path / "model.gguf"), threads=1)
+    else:
+        subject = open_subject(str(folder), backend=backend, device="cpu", dtype="float32", threads=1)
     assert subject.end_ids == {2, *ids_at(free)}
     adapter = Adapter(subject.scorer, subject.encoder, bos=False, end_ids=subject.end_ids)
     request = Instance("generate_until", {}, (PROMPT, {"until": [], "max_gen_toks": MOST}), 0)
@@ -144,18 +184,18 @@ def test_a_gguf_file_holds_eos_eot_and_the_rest_in_our_key(
     keys = read_keys(tmp_path / "model.gguf")
     assert keys["tokenizer.ggml.eos_token_id"] == 2
     assert keys["tokenizer.ggml.eot_token_id"] == latest
-    assert keys[END_IDS] == [later, late]
+    assert keys[MORE_ENDS] == [later, late]
     assert said["end_ids"] == {
         "tokenizer.ggml.eos_token_id": [2],
         "tokenizer.ggml.eot_token_id": [latest],
-        END_IDS: [later, late],
+        MORE_ENDS: [later, late],
     }
 
 
 def test_a_file_of_one_end_has_no_further_keys(plain: Path, tmp_path: Path) -> None:
     said = quantize_model(plain, tmp_path / "model.gguf", "f32")
     assert said["end_ids"] == {"tokenizer.ggml.eos_token_id": [2]}
-    assert not {"tokenizer.ggml.eot_token_id", END_IDS} & read_keys(tmp_path / "model.gguf").keys()
+    assert not {"tokenizer.ggml.eot_token_id", MORE_ENDS} & read_keys(tmp_path / "model.gguf").keys()
 
 
 @pytest.mark.parametrize("file", ["config.json", GENERATION_FILE])

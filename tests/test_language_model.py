@@ -218,7 +218,7 @@ def test_bos_is_put_in_front_only_if_asked_for(model: LanguageModel, monkeypatch
 
 def test_the_end_of_text_id_ends_a_text(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     (free,) = model.complete(["def "], max_new_tokens=20, seed=1)
-    monkeypatch.setattr(model.tokenizer, "eos_id", free.ids[6])
+    monkeypatch.setattr(model.tokenizer, "end_ids", frozenset((free.ids[6], 2)))
     (ended,) = model.complete(["def "], max_new_tokens=20, seed=1)
     assert (ended.ids, ended.ending) == (free.ids[: free.ids.index(free.ids[6])], "eos")
 

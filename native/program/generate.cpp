@@ -1,5 +1,6 @@
 #include "generate.h"
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <numeric>
@@ -109,14 +110,14 @@ Result generate(const Options& options, Interruption& interruption, const std::f
   std::unique_ptr<Tokenizer> tokenizer;
   std::optional<Answer> answer;
   mobillama_sampling sampling = options.sampling;
-  int32_t end_id = -1;
+  std::vector<int32_t> ends;  // ids at which the text ends
   if (options.prompt) {
     tokenizer = read_tokenizer(options.file, result.model.vocab_size);
     seen = tokenizer->encode_prompt(*options.prompt);
     if (seen.empty()) fail(MOBILLAMA_INVALID, "the prompt is empty, and this model has no begin id; give some text with -p");
     answer.emplace(*tokenizer, seen, options.stops);
     sampling.num_ids = tokenizer->size();
-    end_id = tokenizer->end_id();
+    ends = tokenizer->ends();
   }
   result.prompt_tokens = static_cast<int32_t>(seen.size());
 
@@ -147,7 +148,7 @@ Result generate(const Options& options, Interruption& interruption, const std::f
     const double seconds = clock.lap();
     if (result.ids.empty()) result.first_token = whole.lap();
     else result.tokens.push_back(seconds);
-    if (id == end_id) {
+    if (std::ranges::find(ends, id) != ends.end()) {
       result.ending = "eos";
       break;
     }

@@ -105,7 +105,7 @@ def test_it_ends_where_torch_ends(model: EngineModel, torch_model: LanguageModel
 def test_the_end_of_text_id_ends_a_text(model: EngineModel, monkeypatch: pytest.MonkeyPatch, lookup: int) -> None:
     (free,) = model.complete(["a b a b a b "], max_new_tokens=30, temperature=0.0)
     end = free.ids[11]
-    monkeypatch.setattr(model.tokenizer, "eos_id", end)
+    monkeypatch.setattr(model.tokenizer, "end_ids", frozenset((end, 2)))
     (ended,) = model.complete(["a b a b a b "], max_new_tokens=30, temperature=0.0, lookup=lookup)
     assert (ended.ids, ended.ending) == (free.ids[: free.ids.index(end)], "eos")
 

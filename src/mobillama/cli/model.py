@@ -127,4 +127,7 @@ def written(result: dict[str, Any]) -> str:
         lines.append(
             "a text ends at any of: " + ", ".join(f"{', '.join(map(str, ids))} ({key})" for key, ids in ends.items())
         )
+    if result["end_ids_left_out"]:
+        left_out = ", ".join(map(str, result["end_ids_left_out"]))
+        lines.append(f"left out: the end ids {left_out}, of which the tokenizer in the file has no piece")
     return "\n".join(lines)

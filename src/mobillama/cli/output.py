@@ -22,9 +22,8 @@ def to_json(result: dict[str, Any]) -> str:
 
 def discard() -> None:
     """Drop what could not be written, so that nothing is flushed again when the interpreter ends."""
-    if (
-        sys.stdout is not None and sys.stdout is sys.__stdout__
-    ):  # the process's own, not one that a caller put in its place
+    own = sys.__stdout__
+    if own is not None and sys.stdout is own:  # not one that a caller put in its place
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, own.fileno())
         os.close(nowhere)

@@ -23,11 +23,10 @@ from mobillama.export.gguf_round import encode
 from mobillama.export.gguf_source import SEED, Source, find_source
 from mobillama.export.gguf_types import DEFAULT, FILE_TYPES, TYPES, fitting_type, parse_types, row_bytes, spell
 from mobillama.model.initialise import outline_model
-from mobillama.tokenizer.gguf_vocabulary import write_tokenizer
+from mobillama.tokenizer.gguf_vocabulary import MORE_ENDS, write_tokenizer
 from mobillama.tokenizer.tokenizer import Tokenizer
 
 QUANTIZATION_VERSION = 2  # of the layout of blocks in GGUF
-END_IDS = "mobillama.end_token_ids"  # those for which GGUF's standard keys have no room
 
 Importance = Mapping[str, NDArray[np.float32]]
 
@@ -53,7 +52,8 @@ def quantize_model(
     tokenizer: one to put inside in place of the model's own. threads: 0 = one per core. progress: called with the share
     that is written, 0 to 1.
     Result: `out`, `bytes`, `weights`, `bits_per_weight`, `architecture`, `types` by kind, `fallbacks` (tensors -> what
-    they got and why, empty where every row fits), `end_ids` (by the key that holds them), `seconds`.
+    they got and why, empty where every row fits), `end_ids` (by the key that holds them),
+    `end_ids_left_out` (those without a piece in the tokenizer), `seconds`.
     Gains of layers are folded into the copies of their FFN (`llama`); `mobillama` has no place for them.
     Errors: InputError for an unknown model, type or architecture, an `out` that exists, importance that fits no tensor,
     weights that are not finite, a model with FFN adapters, or with gains where they cannot be folded.
@@ -82,6 +82,7 @@ def quantize_model(
         "types": plan.types,
         "fallbacks": plan.fallbacks,
         "end_ids": end_keys(source),
+        "end_ids_left_out": ends_without_piece(source),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -194,8 +195,8 @@ def _add_keys(writer: GGUFWriter, plan: _Plan, source: Source) -> None:
         ends = end_keys(source)
         for id_ in ends.get(Keys.Tokenizer.EOT_ID, ()):
             writer.add_eot_token_id(id_)
-        if END_IDS in ends:
-            writer.add_key_value(END_IDS, ends[END_IDS], GGUFValueType.ARRAY, GGUFValueType.UINT32)
+        if MORE_ENDS in ends:
+            writer.add_key_value(MORE_ENDS, ends[MORE_ENDS], GGUFValueType.ARRAY, GGUFValueType.UINT32)
 
 
 def end_keys(source: Source) -> dict[str, list[int]]:
@@ -203,9 +204,15 @@ def end_keys(source: Source) -> dict[str, list[int]]:
     if source.tokenizer is None:
         return {}
     first = source.tokenizer.eos_id
-    further = [id_ for id_ in source.end_ids if id_ != first]
-    held = {Keys.Tokenizer.EOS_ID: [first], Keys.Tokenizer.EOT_ID: further[:1], END_IDS: further[1:]}
+    ends = dict.fromkeys((*source.end_ids, *sorted(source.tokenizer.end_ids)))
+    further = [id_ for id_ in ends if id_ != first and id_ < source.tokenizer.vocab_size]
+    held = {Keys.Tokenizer.EOS_ID: [first], Keys.Tokenizer.EOT_ID: further[:1], MORE_ENDS: further[1:]}
     return {key: ids for key, ids in held.items() if ids}
+
+
+def ends_without_piece(source: Source) -> list[int]:
+    """The ids that end a text by the model's files, but are no piece of its tokenizer: no text can come to them."""
+    return [id_ for id_ in source.end_ids if source.tokenizer is None or id_ >= source.tokenizer.vocab_size]
 
 
 def _digest(importance: Importance) -> str:

@@ -57,7 +57,7 @@ class TextModel(ABC):
     @property
     def end_ids(self) -> frozenset[int]:
         """The ids any of which ends a text."""
-        return frozenset((self.tokenizer.eos_id,))
+        return self.tokenizer.end_ids
 
     @abstractmethod
     def _continue(self, prompts: Sequence[Sequence[int]], settings: Settings, own: Mapping[str, Any]) -> Generation:
