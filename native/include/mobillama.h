@@ -71,7 +71,7 @@ typedef enum { MOBILLAMA_KV_F16 = 0, MOBILLAMA_KV_INT8 = 1, MOBILLAMA_KV_F32 = 2
 typedef struct {
   int32_t threads;           /* 0 = one per core */
   int32_t max_tokens;        /* per sequence; 0 = the model's context length */
-  int32_t max_sequences;     /* 0 = 1; memory is touched only as a sequence grows */
+  int32_t max_sequences;     /* 0 = 1; a sequence takes memory for 512 tokens, and for twice as many when full */
   int32_t kv_type;           /* mobillama_kv_type */
   int32_t float_activations; /* 1 = weights times unrounded activations: slow, for checking */
 } mobillama_context_options;

@@ -172,6 +172,7 @@ void Context::append(int sequence, const int32_t* ids, int n, Want want) {
   check_room(sequence, n);
   begin();
   const int length = lengths_[static_cast<size_t>(sequence)];
+  cache_.reserve(sequence, length, length + n);
   for (int begin = 0; begin < n; begin += kRows) {
     const int count = std::min(kRows, n - begin);
     for (int i = 0; i < count; i++) rows_[static_cast<size_t>(i)] = {sequence, length + begin + i, ids[begin + i]};
@@ -192,6 +193,10 @@ void Context::decode(const int32_t* sequences, const int32_t* ids, int n) {
     rows_[static_cast<size_t>(i)] = {sequences[i], lengths_[static_cast<size_t>(sequences[i])], ids[i]};
   }
   begin();
+  for (int i = 0; i < n; i++) {
+    const Row& row = rows_[static_cast<size_t>(i)];
+    cache_.reserve(row.sequence, row.position, row.position + 1);
+  }
   pass(n, false, Want::all);
   for (int i = 0; i < n; i++) lengths_[static_cast<size_t>(sequences[i])]++;
 }
@@ -210,6 +215,7 @@ void Context::log_probs(int sequence, const int32_t* ids, int n, const int32_t* 
   begin();
   const int length = lengths_[static_cast<size_t>(sequence)];
   const int hidden = weights_.shape.hidden_size;
+  cache_.reserve(sequence, length, length + n);
   int next = 0;  // target
   for (int begin = 0; begin < n; begin += kRows) {
     const int count = std::min(kRows, n - begin);
@@ -252,7 +258,10 @@ void Context::fork(int from, int to, int n) {
   check_sequence(to);
   if (n < 0 || n > lengths_[static_cast<size_t>(from)])
     fail(MOBILLAMA_INVALID, "the first %d tokens of sequence %d; it has %d", n, from, length(from));
-  if (from != to) cache_.copy(from, to, n);
+  if (from != to) {
+    cache_.reserve(to, 0, n);
+    cache_.copy(from, to, n);
+  }
   lengths_[static_cast<size_t>(to)] = n;
 }
 
@@ -526,7 +535,7 @@ Soon Context::cached(int row, int layer, int head, int heads) const {
   uint8_t* kv = cache_.head(at.sequence, layer, head);
   Soon soon;
   soon.at = cache_.key_block(kv, at.position), soon.end = cache_.value(kv, at.position) + cache_.row_bytes();
-  soon.length = static_cast<size_t>(soon.end - soon.at), soon.stride = cache_.head_bytes();
+  soon.length = static_cast<size_t>(soon.end - soon.at), soon.stride = cache_.head_bytes(at.sequence);
   soon.more = heads - 1;
   soon.read_once = soon.length >= kLongKv;
   return soon;

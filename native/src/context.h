@@ -20,20 +20,23 @@ namespace mobillama {
 constexpr int kRows = 64;     // new tokens of one pass at most; a longer prompt takes several passes
 constexpr int kHeadRows = 8;  // rows of logits that exist at once while log-probabilities are computed
 
-// Keys and values of all sequences, in one buffer; a sequence takes memory when its first token comes.
+// Keys and values. Those of a sequence are one piece of memory: for 512 tokens when its first one comes, and for twice as
+// many whenever it is full, up to max_tokens.
 class KvCache {
  public:
   KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int max_sequences);
   mobillama_kv_type type() const { return type_; }
-  int64_t bytes_per_token() const;
+
+  // Room for so many tokens of a sequence, of which the first `kept` stay. Heads lie elsewhere afterwards. Failure
+  // (MEMORY); then nothing has changed.
+  void reserve(int sequence, int kept, int tokens);
 
   // Layouts as in kernels.h. A head of one sequence and layer is known by where its keys end and its values begin.
   uint8_t* head(int sequence, int layer, int head) const {
-    const size_t of_layer = static_cast<size_t>(sequence) * static_cast<size_t>(layers_) + static_cast<size_t>(layer);
-    const size_t index = of_layer * static_cast<size_t>(heads_) + static_cast<size_t>(head);
-    return memory_.data() + index * head_bytes() + plane();
+    const Sequence& in = sequences_[static_cast<size_t>(sequence)];
+    return head_of(in, static_cast<size_t>(layer) * static_cast<size_t>(heads_) + static_cast<size_t>(head));
   }
-  size_t head_bytes() const { return 2 * plane(); }  // from a head to the next one
+  size_t head_bytes(int sequence) const { return 2 * plane(sequences_[static_cast<size_t>(sequence)]); }  // to the next
   size_t block_bytes() const { return scale_bytes_ + kKvBlock * row_bytes(); }
   size_t row_bytes() const { return item_ * static_cast<size_t>(head_dim_); }  // of a position's value
   uint8_t* key_block(uint8_t* head, int position) const { return head - (block_of(position) + 1) * block_bytes(); }
@@ -47,14 +50,21 @@ class KvCache {
   void copy(int from, int to, int tokens) const;
 
  private:
+  struct Sequence {
+    Buffer memory;
+    size_t blocks = 0;  // room for so many of each head
+  };
   static size_t block_of(int position) { return static_cast<size_t>(position / kKvBlock); }
-  size_t plane() const { return blocks_ * block_bytes(); }  // room for one head's keys, or values
+  size_t plane(const Sequence& in) const { return in.blocks * block_bytes(); }  // room for one head's keys, or values
+  size_t all_heads() const { return static_cast<size_t>(layers_) * static_cast<size_t>(heads_); }
+  uint8_t* head_of(const Sequence& in, size_t index) const { return in.memory.data() + (2 * index + 1) * plane(in); }
+  void copy_head(uint8_t* from, uint8_t* to, int tokens) const;
   int layers_, heads_, head_dim_;
   mobillama_kv_type type_;
   size_t item_;         // bytes of a key's or value's component
   size_t scale_bytes_;  // of a block's
-  size_t blocks_;       // that max_tokens need
-  Buffer memory_;
+  size_t most_blocks_;  // that max_tokens need
+  std::vector<Sequence> sequences_;
 };
 
 class Context {

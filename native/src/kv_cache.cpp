@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "context.h"
@@ -9,12 +10,20 @@ namespace {
 
 size_t item_bytes(mobillama_kv_type type) { return type == MOBILLAMA_KV_F32 ? 4 : type == MOBILLAMA_KV_F16 ? 2 : 1; }
 
+constexpr size_t kFirstBlocks = 512 / kKvBlock;
+constexpr size_t kGivenBack = size_t{8} << 20;      // bytes at a time, for a call each is slow
+constexpr size_t kAddressSpace = size_t{1} << 47;  // of a process
+
+size_t blocks_for(int tokens) { return (static_cast<size_t>(tokens) + kKvBlock - 1) / kKvBlock; }
+
+[[noreturn]] void too_large() {
+  fail(MOBILLAMA_MEMORY, "keys and values of these sequences exceed the address space; ask for fewer or shorter ones");
+}
+
 size_t product(std::initializer_list<size_t> factors) {
   size_t all = 1;
   for (const size_t factor : factors)
-    if (__builtin_mul_overflow(all, factor, &all))
-      fail(MOBILLAMA_MEMORY,
-           "keys and values of these sequences exceed the address space; ask for fewer or shorter ones");
+    if (__builtin_mul_overflow(all, factor, &all)) too_large();
   return all;
 }
 
@@ -27,16 +36,33 @@ KvCache::KvCache(const Shape& shape, mobillama_kv_type type, int max_tokens, int
       type_(type),
       item_(item_bytes(type)),
       scale_bytes_(type == MOBILLAMA_KV_INT8 ? kScaleBytes<int8_t> : 0),
-      blocks_((static_cast<size_t>(max_tokens) + kKvBlock - 1) / kKvBlock) {
-  // 2 MB pages, though a sequence's first token then takes the memory of all its tokens: with small ones, missing pages
-  // in the processor's table cost a quarter of the attention's time.
-  memory_ = Buffer(product({static_cast<size_t>(max_sequences), static_cast<size_t>(layers_),
-                            static_cast<size_t>(heads_), 2, blocks_, block_bytes()}));
+      most_blocks_(blocks_for(max_tokens)),
+      sequences_(static_cast<size_t>(max_sequences)) {
+  if (product({static_cast<size_t>(max_sequences), all_heads(), 2, most_blocks_, block_bytes()}) >= kAddressSpace)
+    too_large();
 }
 
-int64_t KvCache::bytes_per_token() const {
-  const size_t each = block_bytes() / kKvBlock;
-  return static_cast<int64_t>(2 * static_cast<size_t>(layers_) * static_cast<size_t>(heads_) * each);
+// 2 MB pages: with small ones, missing pages in the processor's table cost a quarter of the attention's time. So a
+// sequence does not grow page by page, which would be pages of every head: it moves to larger memory.
+void KvCache::reserve(int sequence, int kept, int tokens) {
+  Sequence& now = sequences_[static_cast<size_t>(sequence)];
+  const size_t wanted = blocks_for(tokens);
+  if (wanted <= now.blocks) return;
+  Sequence larger;
+  larger.blocks = std::max(now.blocks, kFirstBlocks);
+  while (larger.blocks < wanted) larger.blocks *= 2;
+  larger.blocks = std::min(larger.blocks, most_blocks_);
+  larger.memory = Buffer(all_heads() * 2 * plane(larger));
+  // What was copied is given back at once, from the end, so that there is never much more than the larger memory.
+  size_t left = now.memory.bytes();
+  for (size_t index = all_heads(); kept > 0 && index-- > 0;) {
+    copy_head(head_of(now, index), head_of(larger, index), kept);
+    const size_t before = 2 * index * plane(now);
+    if (left - before < kGivenBack) continue;
+    now.memory.forget(before);
+    left = before;
+  }
+  std::swap(now, larger);
 }
 
 void KvCache::fetch_to_write(uint8_t* head, int position) const {
@@ -79,13 +105,14 @@ void KvCache::store(const Kernels& kernels, uint8_t* head, int position, const f
 }
 
 void KvCache::copy(int from, int to, int tokens) const {
-  if (tokens == 0) return;
-  for (int layer = 0; layer < layers_; layer++)
-    for (int h = 0; h < heads_; h++) {
-      uint8_t *source = head(from, layer, h), *target = head(to, layer, h);
-      const uint8_t *first = key_block(source, tokens - 1), *end = value(source, tokens - 1) + row_bytes();
-      std::memcpy(key_block(target, tokens - 1), first, static_cast<size_t>(end - first));
-    }
+  for (size_t index = 0; tokens > 0 && index < all_heads(); index++)
+    copy_head(head_of(sequences_[static_cast<size_t>(from)], index), head_of(sequences_[static_cast<size_t>(to)], index),
+              tokens);
+}
+
+void KvCache::copy_head(uint8_t* from, uint8_t* to, int tokens) const {
+  const uint8_t *first = key_block(from, tokens - 1), *end = value(from, tokens - 1) + row_bytes();
+  std::memcpy(key_block(to, tokens - 1), first, static_cast<size_t>(end - first));
 }
 
 }  // namespace mobillama

@@ -89,6 +89,33 @@ def test_a_fork_and_a_rewind_are_as_if_computed(engine: Engine, rows: np.ndarray
         assert context.length(0) == len(IDS)
 
 
+@pytest.mark.parametrize("kv", ["f32", "f16", "int8"])
+def test_a_sequence_that_outgrows_its_memory_is_as_if_it_had_had_it_from_the_start(engine: Engine, kv: str) -> None:
+    ids = np.random.default_rng(2).integers(0, 512, 1100)
+
+    def directly(n: int) -> np.ndarray:
+        with engine.context(kv=kv, threads=1, max_tokens=n) as context:
+            context.prefill(ids[:n])
+            return context.logits()
+
+    with engine.context(kv=kv, threads=2, max_tokens=1100, max_sequences=3) as context:
+        for whole, then in ((500, 530), (1015, 1030)):  # memory is for 512, then for 1,024 tokens
+            context.prefill(ids[context.length() : whole])
+            for at in range(whole, then):
+                context.decode([ids[at]])
+            assert np.array_equal(context.logits(), directly(then))
+        context.fork(0, 1, 1030)
+        context.fork(0, 2, 20)
+        context.rewind(700)
+        context.prefill(ids[700:1030])
+        context.decode([ids[1030], ids[1030], ids[20]], [0, 1, 2])
+        for row, n in enumerate((1031, 1031, 21)):
+            assert np.array_equal(context.logits(row), directly(n))
+        context.fork(0, 2)  # into one that has memory, for fewer
+        assert context.log_probs(ids[1031:], sequence=2).shape == (68,)
+        assert context.length(2) == 1100
+
+
 def test_log_probs_are_those_of_the_logits(engine: Engine, rows: np.ndarray, torch_model: LanguageModel) -> None:
     expected = torch.log_softmax(torch.from_numpy(rows).double(), -1).numpy()
     with engine.context(kv="f32", threads=1) as context:
