@@ -21,7 +21,7 @@ from mobillama.export.folder import write_llama
 from mobillama.export.gguf_file import quantize_model
 from mobillama.model.initialise import build_model
 from mobillama.model.weights import save_model
-from mobillama.tokenizer.tokenizer import Tokenizer
+from mobillama.tokenizer.tokenizer import Tokenizer, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SUITE = """
@@ -167,3 +167,30 @@ def test_whether_bos_is_put_follows_the_tokenizer_unless_told(room: Path, tmp_pa
 def test_options_that_would_do_nothing_are_refused(tmp_path: Path, model: str, options: Any, match: str) -> None:
     with pytest.raises(InputError, match=match):
         open_subject(str(tmp_path / model), **options)
+
+
+@pytest.mark.parametrize("part", ["config.json", "tokenizer_config.json"])
+def test_code_in_a_folder_is_neither_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *words: (questions.append(str(words)), "y")[1])
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    model = build_model(model_with_llamas_vocabulary(3).config.model_copy(update={"vocab_size": 400}), 1)
+    folder.mkdir()
+    write_llama(folder, model)
+    train([Path(json.__file__).read_text(encoding="utf-8")], 400).save(folder)
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\nclass Own: pass\n"
+    (folder / "own.py").write_text(code)
+    tree = json.loads((folder / part).read_text())
+    own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
+    tree |= {"auto_map": own, "tokenizer_class": "Own"} | ({"model_type": "own"} if part == "config.json" else {})
+    (folder / part).write_text(json.dumps(tree))
+    try:
+        open_subject(str(folder), backend="transformers", device="cpu", dtype="float32", threads=1)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert part != "config.json"
+    assert not questions
+    assert not ran.exists()

@@ -60,7 +60,13 @@ class Side:
         from lm_eval.models.huggingface import HFLM
 
         self.model = HFLM(
-            pretrained=model, device="cpu", dtype=here.dtype, batch_size=1, max_length=2048, attn_implementation="sdpa"
+            pretrained=model,
+            device="cpu",
+            dtype=here.dtype,
+            batch_size=1,
+            max_length=2048,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
         )
         name = str(self.model.model.config._attn_implementation)
         if self.model.model.dtype != here.dtype or name != "sdpa":

@@ -147,8 +147,9 @@ def _transformers(name: str, folder: Path, here: Any) -> Subject:
         raise missing_extra("hf", error) from error
     torch.set_num_threads(here.threads)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=here.dtype).to(here.device)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # False, not left out: transformers would then ask whether to run the code in the folder.
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=here.dtype, trust_remote_code=False).to(here.device)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(f"transformers cannot open {name}: {str(error).splitlines()[0]}") from None
     encoder = HubEncoder(tokenizer)
