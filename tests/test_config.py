@@ -150,3 +150,53 @@ def test_a_tree_with_another_value_or_an_unknown_key_equals_none_of_todays():
     tree = DataRecipe().tree()
     assert with_defaults(DataRecipe, {**tree, "seed": 1}) != tree
     assert with_defaults(DataRecipe, {**tree, "of a later version": 1}) != tree
+
+
+STEERING = [
+    "../../x",
+    "/tmp/x",
+    "a/b",
+    "a\\b",
+    "..",
+    ".",
+    ".hidden",
+    "",
+    " ",
+    "a\nb",
+    "a\x1b[2Jb",
+    "a\u202eb",
+    "n" * 201,
+]
+
+
+@pytest.mark.parametrize("name", STEERING, ids=repr)
+def test_a_name_that_would_lead_elsewhere_is_refused_in_every_recipe(name, tmp_path):
+    import json
+
+    from mobillama.eval.suite import read_suite
+
+    text, path = json.dumps(name), tmp_path / "own.toml"
+    rows = '[[benchmarks]]\nname = {}\ntasks = ["piqa"]\nshots = 0\nmetric = "acc"\n'
+    for read, recipe in (
+        (lambda: read_recipe(ModelConfig, path), f"name = {text}\n"),
+        (lambda: read_recipe(DataRecipe, path), f"name = {text}\n"),
+        (lambda: read_recipe(DataRecipe, path), f"[subset.{text}]\nlanguages = []\n"),
+        (lambda: read_recipe(TrainRecipe, path), f'name = {text}\nmodel.preset = "mobillama-0.5b"\n'),
+        (lambda: read_suite(path), f'name = {text}\nabout = "x"\n{rows.format(json.dumps("piqa"))}'),
+        (lambda: read_suite(path), f'about = "x"\n{rows.format(text)}'),
+    ):
+        if "subset" in recipe and not name:
+            continue  # TOML's empty key: the recipe's own source, which has no name
+        path.write_text(recipe.replace('"\\ud', '"'), encoding="utf-8")
+        with pytest.raises(RecipeError, match=r"expected a plain name|is too long") as error:
+            read()
+        assert str(error.value).isprintable()
+    with pytest.raises(RecipeError, match="expected a plain name"):
+        read_recipe(DataRecipe, "mini-amber", ['name="../x"'])
+
+
+@pytest.mark.parametrize("name", ["mini-amber", "a b", "\u00fcber-\u4f60\u597d", "v1.0_x", "a..b", "n" * 200])
+def test_a_plain_name_is_taken_in_any_script(name, tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(f'name = "{name}"\n[subset."{name}"]\nlanguages = []\n', encoding="utf-8")
+    assert read_recipe(DataRecipe, path).name == name

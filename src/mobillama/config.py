@@ -441,6 +441,9 @@ class TrainRecipe(Section):
 
 R = TypeVar("R", bound=Section)
 
+SEPARATORS = ("/", "\\")  # of folders, here and on other systems
+LONGEST_NAME = 200  # bytes; file systems take 255, and what is under way has a longer name
+
 KINDS: dict[type[Section], RecipeKind] = {ModelConfig: "model", DataRecipe: "data", TrainRecipe: "train"}
 
 
@@ -469,7 +472,26 @@ def read_recipe(recipe: type[R], name: str | Path, overrides: Sequence[str] = ()
     tree.setdefault("name", path.stem)
     for setting in overrides:
         _overlay(tree, setting)
-    return resolve(recipe, tree, str(path))
+    resolved = resolve(recipe, tree, str(path))
+    check_name(getattr(resolved, "name", path.stem), str(path))
+    if isinstance(resolved, DataRecipe):
+        for subset in filter(None, (resolved.source.subset, *resolved.subset)):
+            check_name(subset, str(path), "subset")
+    return resolved
+
+
+def check_name(name: str, origin: str, key: str = "name") -> None:
+    """RecipeError for what is no plain name: folders and files are called by it, and it must not lead elsewhere.
+
+    `origin` names the recipe in the error, `key` what is called so.
+    """
+    if not name.isprintable() or not name.strip() or {*name} & {*SEPARATORS} or name.startswith("."):
+        raise RecipeError(
+            f"{origin}: {key}={name!r}; expected a plain name that a folder can have, without "
+            f"{' or '.join(SEPARATORS)}, control characters or a dot in front (where to write is said with --out)"
+        )
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise RecipeError(f"{origin}: {key}={name[:20]!r}... is too long; expected at most {LONGEST_NAME} bytes")
 
 
 def resolve(recipe: type[R], tree: dict[str, Any], origin: str) -> R:

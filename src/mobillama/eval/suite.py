@@ -11,7 +11,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from mobillama.config import Section, recipes_folder, resolve
+from mobillama.config import Section, check_name, recipes_folder, resolve
 from mobillama.errors import RecipeError
 
 
@@ -77,6 +77,9 @@ def read_suite(name: str | Path) -> Suite:
     path = find_suite(name)
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
-    return resolve(Suite, {"name": path.stem, **tree}, str(path))
+    suite = resolve(Suite, {"name": path.stem, **tree}, str(path))
+    for one, key in ((suite.name, "name"), *((row.name, "benchmarks.name") for row in suite.benchmarks)):
+        check_name(one, str(path), key)
+    return suite
