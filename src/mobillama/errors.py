@@ -16,6 +16,10 @@ class MobillamaError(Exception):
     """Base of every error that a user can mend."""
 
 
+class MobillamaWarning(UserWarning):
+    """Base of what a user should know of a result, though it was made; the command line prints it as a note."""
+
+
 class RecipeError(MobillamaError, ValueError):
     """A recipe, preset or command-line setting cannot be carried out as written."""
 

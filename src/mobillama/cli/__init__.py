@@ -7,11 +7,12 @@ printed without a traceback and exit with status 2.
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 from mobillama.cli.output import discard, replace_what_cannot_be_shown
 from mobillama.cli.short import run_short
-from mobillama.errors import MobillamaError, missing_extra, naming
+from mobillama.errors import MobillamaError, MobillamaWarning, missing_extra, naming
 
 __all__ = ["fail", "main"]
 
@@ -19,6 +20,7 @@ __all__ = ["fail", "main"]
 def main() -> None:
     """Run the command line and turn errors a user can mend into one message and exit status 2."""
     replace_what_cannot_be_shown()
+    warnings.showwarning = show_warning
     try:
         try:
             _run()
@@ -74,6 +76,17 @@ EXTRA_OF = {
     "lm_eval": "eval",
     "datasets": "eval",
 }
+
+
+PYTHONS_OWN = warnings.showwarning
+
+
+def show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print our own warnings as a note, without the place in the code; others as Python does."""
+    if issubclass(category, MobillamaWarning):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        PYTHONS_OWN(message, category, *where, **more)
 
 
 def fail(message: str) -> NoReturn:

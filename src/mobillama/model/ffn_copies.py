@@ -57,20 +57,21 @@ def count_blocks(files: TensorFiles, num_layers: int, folder: Path) -> int:
 
 def check_copies(files: TensorFiles, config: ModelConfig, folder: Path) -> None:
     """Raise InputError naming the first tensor that is not, bit for bit, the other copies of its block."""
-    for layer in range(config.num_hidden_layers):
-        for part in PARTS:
-            name = ffn_name(layer, part)
-            source = stored_name(files, config, config.ffn_block_of(layer), part)
-            if name in files and name != source and not equal_bits(files, source, name):
-                raise InputError(
-                    f"{folder}: {name} differs from {source}, but num_ffn_blocks={config.num_ffn_blocks} says that "
-                    f"they are one; num_ffn_blocks={config.num_hidden_layers} loads each as its own (a dense model)"
-                )
+    for block in range(config.num_ffn_blocks):
+        sources = {part: stored_name(files, config, block, part) for part in PARTS}
+        for layer in config.layers_of(block):
+            for part, source in sources.items():
+                name = ffn_name(layer, part)
+                if name in files and name != source and not equal_bits(files, source, name):
+                    raise InputError(
+                        f"{folder}: {name} differs from {source}, but num_ffn_blocks={config.num_ffn_blocks} says that "
+                        f"they are one; num_ffn_blocks={config.num_hidden_layers} loads each as its own (a dense model)"
+                    )
 
 
 def stored_name(files: TensorFiles, config: ModelConfig, block: int, part: str) -> str:
     """The first name on disk under which a block's matrix is stored. Error: InputError if there is none."""
-    users = [layer for layer in range(config.num_hidden_layers) if config.ffn_block_of(layer) == block]
+    users = config.layers_of(block)
     for layer in users:
         if (name := ffn_name(layer, part)) in files:
             return name
@@ -83,11 +84,16 @@ def stored_name(files: TensorFiles, config: ModelConfig, block: int, part: str) 
 def _originals(files: TensorFiles, part: str, num_layers: int) -> dict[int, int]:
     """For each layer that stores a matrix, the first layer that stores an equal one."""
     originals: dict[int, int] = {}
+    alike: dict[
+        bytes, list[int]
+    ] = {}  # originals by their first rows, so that a dense model is compared row by row once
     for layer in range(num_layers):
         name = ffn_name(layer, part)
         if name in files:
-            earlier = dict.fromkeys(originals.values())
+            earlier = alike.setdefault(_bits(files.tensor(name)[:1]).numpy().tobytes(), [])
             originals[layer] = next((o for o in earlier if equal_bits(files, ffn_name(o, part), name)), layer)
+            if originals[layer] == layer:
+                earlier.append(layer)
     if not originals:
         raise InputError(
             f"{ffn_name(0, part)} is missing; expected one for each of {num_layers} layers, or one that they share"

@@ -30,6 +30,8 @@ from mobillama.model.transformer import Transformer
 
 K_PROJ = "model.layers.0.self_attn.k_proj.weight"
 HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+GATE_PROJ = ".mlp.gate_proj.weight"
 ROTARY_BUFFER = ".rotary_emb.inv_freq"  # stored by older code; computed here
 
 
@@ -143,6 +145,7 @@ def _true_config(folder: Path, tree: dict[str, Any], files: TensorFiles, num_ffn
     """ModelConfig with key/value heads from k_proj's shape (released configs say 4 over 32) and FFN blocks counted."""
     origin = folder / config_file.FILE
     claimed = config_file.config_of({**tree, "num_key_value_heads": 0, "num_ffn_blocks": 1}, origin)
+    _check_sizes(files, claimed, folder)
     if K_PROJ not in files:
         raise InputError(
             f"{folder} has no {K_PROJ}; expected a LLaMA's tensors, found {', '.join(files.names()[:3])}..."
@@ -158,6 +161,31 @@ def _true_config(folder: Path, tree: dict[str, Any], files: TensorFiles, num_ffn
         blocks = count_blocks(files, claimed.num_hidden_layers, folder)
     known = {"num_key_value_heads": rows // claimed.head_dim, "num_ffn_blocks": blocks}
     return config_file.config_of({**tree, **known}, origin)
+
+
+def _check_sizes(files: TensorFiles, claimed: ModelConfig, folder: Path) -> None:
+    """Raise InputError where sizes in config.json are not the tensors': what is built is no larger than the files."""
+    names, layers = files.names(), claimed.num_hidden_layers
+    if len(names) < layers:
+        raise InputError(
+            f"{folder}: config.json has num_hidden_layers={layers}, the files only {len(names)} tensors; correct the"
+            " config, or get the weights that belong to it"
+        )
+    if EMBEDDING not in files:
+        raise InputError(f"{folder}: {EMBEDDING} is missing; expected a whole checkpoint")
+    expected = {EMBEDDING: (claimed.vocab_size, claimed.hidden_size)}
+    for gate in (name for name in names if name.endswith(GATE_PROJ)):
+        expected[gate] = (claimed.intermediate_size, claimed.hidden_size)
+    for name, shape in expected.items():
+        _check_shape(str(folder), name, files.shape(name), shape)
+
+
+def _check_shape(what: str, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise InputError(
+            f"{what}: {name} has shape {found}; expected {expected} from config.json: "
+            "correct the config, or get the weights that belong to it"
+        )
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -197,11 +225,7 @@ def _check_tensors(
     if surplus := [name for name in found if name not in expected]:
         raise InputError(f"{what}: {_first(surplus)} unexpected; a MobiLlama of this config.json has no such tensor")
     for name, shape in expected.items():
-        if found[name] != shape:
-            raise InputError(
-                f"{what}: {shown(name)} has shape {found[name]}; expected {shape} from config.json: "
-                "correct the config, or get the weights that belong to it"
-            )
+        _check_shape(what, shown(name), found[name], shape)
 
 
 def _first(names: list[str]) -> str:
