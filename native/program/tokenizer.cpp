@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <queue>
+#include <string>
 
 #include "failure.h"
 #include "utf8.h"
@@ -14,6 +16,7 @@ namespace {
 constexpr std::string_view kSpace = "\xE2\x96\x81";           // U+2581: a space inside a piece
 constexpr std::string_view kUnknownShown = " \xE2\x81\x87 ";  // what sentencepiece writes for the unknown id
 constexpr const char* kMoreEnds = "mobillama.end_token_ids";  // our own key
+constexpr const char* kPrefixKey = "tokenizer.mobillama.space_prefix";  // our own: where add_space_prefix does not say it
 constexpr size_t kMostMerges = size_t(1) << 24;               // places in the list are exact in a float
 constexpr size_t kLongestText = size_t(1) << 28;              // bytes; with every one a space, offsets still fit 32 bits
 
@@ -45,6 +48,24 @@ std::vector<Symbol> characters(std::string_view text) {
   return symbols;
 }
 
+// The text with a space in front where one is put there, every space as U+2581 and every byte that is part of no character as U+FFFD.
+std::string spaced(std::string_view text, bool prefix) {
+  std::string out;
+  out.reserve(text.size() + text.size() / 4 + kSpace.size());
+  if (prefix) out += kSpace;
+  for (size_t at = 0; at < text.size();) {
+    const size_t size = utf8::character_size(text.substr(at));
+    if (size == utf8::kInvalid || size == utf8::kIncomplete) {
+      out += utf8::kReplacement;
+      at++;
+    } else {
+      out += text[at] == ' ' ? kSpace : text.substr(at, size);
+      at += size;
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 Tokenizer::Tokenizer(const Gguf& gguf) {
@@ -61,6 +82,7 @@ Tokenizer::Tokenizer(const Gguf& gguf) {
          "the tokenizer has %zu tokens, %zu scores and %zu types; expected equally many, one at least: the file is damaged",
          pieces_.size(), scores_.size(), kinds.size());
   }
+  rows_ = size();
   // Rows of the embedding that stand for no piece are no part of the vocabulary.
   while (!pieces_.empty() && kinds[pieces_.size() - 1] == static_cast<int32_t>(Kind::kUnused)) pieces_.pop_back();
   byte_ids_.fill(-1);
@@ -74,36 +96,64 @@ Tokenizer::Tokenizer(const Gguf& gguf) {
     kinds_[id] = static_cast<Kind>(kinds[id]);
     add_piece(id);
   }
-  begin_id_ = special_id(gguf, "tokenizer.ggml.bos_token_id");
-  end_id_ = special_id(gguf, "tokenizer.ggml.eos_token_id");
-  unknown_id_ = special_id(gguf, "tokenizer.ggml.unknown_token_id");
+  for (std::vector<int32_t>& ids : matched_) {  // of doubled pieces the first counts
+    std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
+      return pieces_[static_cast<size_t>(a)].size() > pieces_[static_cast<size_t>(b)].size();
+    });
+  }
+  begin_id_ = special_id(gguf, "tokenizer.ggml.bos_token_id", 1, Kind::kControl);
+  end_id_ = special_id(gguf, "tokenizer.ggml.eos_token_id", 2, Kind::kControl);
+  unknown_id_ = special_id(gguf, "tokenizer.ggml.unknown_token_id", 0, Kind::kUnknown);
   read_ends(gguf);
   if (gguf.has("tokenizer.ggml.merges")) read_merges(gguf.texts("tokenizer.ggml.merges"));
-  // Where a file is silent, other programs put both in front: older files rely on it.
-  space_prefix_ = gguf.integer("tokenizer.ggml.add_space_prefix", 1) != 0;
+  read_prefix(gguf);
+  // Where a file is silent, other programs put the begin id in front and nothing behind: older files rely on it.
   begins_ = gguf.integer("tokenizer.ggml.add_bos_token", 1) != 0 && begin_id_ >= 0;
+  ends_prompt_ = gguf.integer("tokenizer.ggml.add_eos_token", 0) != 0 && end_id_ >= 0;
 }
 
-// -1 where the file names none.
-int32_t Tokenizer::special_id(const Gguf& gguf, const std::string& key) const {
-  return gguf.has(key) ? checked_id(key, gguf.integer(key)) : -1;
+// The id that a key names; of a file without the key, the one usual in such vocabularies, if its piece is of that kind;
+// else -1.
+int32_t Tokenizer::special_id(const Gguf& gguf, const std::string& key, int32_t usual, Kind kind) const {
+  if (gguf.has(key)) return checked_id(key, gguf.integer(key));
+  return usual < size() && kinds_[static_cast<size_t>(usual)] == kind ? usual : -1;
 }
 
 int32_t Tokenizer::checked_id(const std::string& key, int64_t id) const {
-  if (id < 0 || id >= size()) {
-    fail(MOBILLAMA_FORMAT, "%s is %lld; expected 0 to %d: the file is damaged", key.c_str(),
-         static_cast<long long>(id), size() - 1);
+  if (id < 0 || id >= rows_) {
+    fail(MOBILLAMA_FORMAT, "%s is %lld; expected 0 to %d: the file is damaged", key.c_str(), static_cast<long long>(id),
+         rows_ - 1);
   }
   return static_cast<int32_t>(id);
 }
 
 void Tokenizer::read_ends(const Gguf& gguf) {
-  for (const char* name : {"eos", "eot", "eom"}) {
-    const int32_t id = special_id(gguf, std::string("tokenizer.ggml.") + name + "_token_id");
-    if (id >= 0) ends_.push_back(id);
+  if (end_id_ >= 0) ends_.push_back(end_id_);
+  for (const char* name : {"eot", "eom"}) {
+    const std::string key = std::string("tokenizer.ggml.") + name + "_token_id";
+    if (gguf.has(key)) ends_.push_back(checked_id(key, gguf.integer(key)));
   }
   if (!gguf.has(kMoreEnds)) return;
   for (const int32_t id : gguf.integers(kMoreEnds)) ends_.push_back(checked_id(kMoreEnds, id));
+}
+
+void Tokenizer::read_prefix(const Gguf& gguf) {
+  if (gguf.integer("tokenizer.ggml.add_space_prefix", 1) == 0) {
+    prefix_ = Prefix::kNone;
+  } else if (gguf.has(kPrefixKey)) {
+    static const std::map<std::string, Prefix> names = {{"none", Prefix::kNone},
+                                                        {"start", Prefix::kStart},
+                                                        {"each", Prefix::kEach},
+                                                        {"first", Prefix::kFirst},
+                                                        {"always", Prefix::kAlways}};
+    const std::string name = gguf.text(kPrefixKey);
+    const auto found = names.find(name);
+    if (found == names.end()) {
+      fail(MOBILLAMA_FORMAT, "%s is '%.40s'; expected none, start, each, first or always: the file is damaged", kPrefixKey,
+           name.c_str());
+    }
+    prefix_ = found->second;
+  }
 }
 
 void Tokenizer::add_piece(size_t id) {
@@ -127,8 +177,10 @@ void Tokenizer::add_piece(size_t id) {
     case Kind::kNormal:
       ids_.emplace(piece, static_cast<int32_t>(id));
       longest_ = std::max(longest_, piece.size());
-      [[fallthrough]];
+      break;
     case Kind::kUserDefined:
+      if (!piece.empty()) matched_[static_cast<unsigned char>(piece[0])].push_back(static_cast<int32_t>(id));
+      break;
     case Kind::kUnused: break;
   }
   for (size_t at = 0; at < piece.size();) {
@@ -148,6 +200,7 @@ size_t Tokenizer::check(int32_t id) const {
 std::vector<int32_t> Tokenizer::encode_prompt(std::string_view text) const {
   std::vector<int32_t> ids = encode(text);
   if (begins_) ids.insert(ids.begin(), begin_id_);
+  if (ends_prompt_) ids.push_back(end_id_);
   return ids;
 }
 
@@ -156,8 +209,48 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   if (text.size() > kLongestText) {
     fail(MOBILLAMA_INVALID, "the text is %zu bytes long; expected %zu at most: give it in parts", text.size(), kLongestText);
   }
-  const std::string whole = spaced(text);
-  const std::string_view view = whole;
+  // sentencepiece looks for its pieces in what is merged, space in front and all; others in the text as it is.
+  const std::string whole = prefix_ == Prefix::kStart ? spaced(text, true) : std::string();
+  const std::string_view view = prefix_ == Prefix::kStart ? std::string_view(whole) : text;
+  std::vector<int32_t> ids;
+  size_t begin = 0;
+  const auto append_text = [&](size_t end) {
+    if (begin < end) append_part(view.substr(begin, end - begin), begin == 0, ids);
+  };
+  for (size_t at = 0; at < view.size();) {
+    const int32_t id = find_matched(view.substr(at));
+    if (id < 0) {
+      at++;
+      continue;
+    }
+    append_text(at);
+    ids.push_back(id);
+    begin = at += pieces_[static_cast<size_t>(id)].size();
+  }
+  append_text(view.size());
+  return ids;
+}
+
+int32_t Tokenizer::find_matched(std::string_view text) const {
+  for (const int32_t id : matched_[static_cast<unsigned char>(text[0])]) {
+    if (text.starts_with(pieces_[static_cast<size_t>(id)])) return id;
+  }
+  return -1;
+}
+
+// The ids of text between matched pieces; `first`: it begins the whole text.
+void Tokenizer::append_part(std::string_view part, bool first, std::vector<int32_t>& ids) const {
+  const bool spaces = part.starts_with(' ') || part.starts_with(kSpace);
+  switch (prefix_) {
+    case Prefix::kStart: return append_merged(part, ids);
+    case Prefix::kNone: return append_merged(spaced(part, false), ids);
+    case Prefix::kEach: return append_merged(spaced(part, true), ids);
+    case Prefix::kFirst: return append_merged(spaced(part, first && !spaces), ids);
+    case Prefix::kAlways: return append_merged(spaced(part, !spaces), ids);
+  }
+}
+
+void Tokenizer::append_merged(std::string_view view, std::vector<int32_t>& ids) const {
   std::vector<Symbol> symbols = characters(view);
 
   // Merged pieces lie side by side in the text, so that both together are looked up without being copied.
@@ -187,30 +280,10 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
     consider(merge.left, left.after);
   }
 
-  std::vector<int32_t> ids;
   for (int32_t index = 0; index >= 0; index = symbols[static_cast<size_t>(index)].after) {
     const Symbol& symbol = symbols[static_cast<size_t>(index)];
     append_ids(view.substr(static_cast<size_t>(symbol.start), static_cast<size_t>(symbol.size)), ids);
   }
-  return ids;
-}
-
-// The text with its prefix, every space as U+2581 and every byte that is part of no character as U+FFFD.
-std::string Tokenizer::spaced(std::string_view text) const {
-  std::string out;
-  out.reserve(text.size() + text.size() / 4 + kSpace.size());
-  if (space_prefix_) out += kSpace;
-  for (size_t at = 0; at < text.size();) {
-    const size_t size = utf8::character_size(text.substr(at));
-    if (size == utf8::kInvalid || size == utf8::kIncomplete) {
-      out += utf8::kReplacement;
-      at++;
-    } else {
-      out += text[at] == ' ' ? kSpace : text.substr(at, size);
-      at += size;
-    }
-  }
-  return out;
 }
 
 const int32_t* Tokenizer::find(std::string_view piece) const {
@@ -255,7 +328,7 @@ void Tokenizer::append_ids(std::string_view piece, std::vector<int32_t>& ids) co
     return;
   }
   if (unknown_id_ < 0) {
-    fail(MOBILLAMA_UNSUPPORTED, "the tokenizer has no piece for '%.*s', no bytes and no unknown id: give ids with --ids",
+    fail(MOBILLAMA_UNSUPPORTED, "the tokenizer has no piece for '%.*s', no bytes and no unknown id: give ids with --ids, or text without it",
          static_cast<int>(piece.size()), piece.data());
   }
   if (ids.empty() || ids.back() != unknown_id_) ids.push_back(unknown_id_);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ def write_tiny_model(
     factors: Mapping[str, float] | None = None,
     keys: Mapping[str, Any] | None = None,
     split_max_tensors: int = 0,
+    vocabulary: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
     """A file of architecture mobillama whose matrices are all of one type; layers share ffn_blocks FFN blocks.
 
     factors: of the weights of tensors, by the last part of their names, such as attn_k.
     keys: whole names -> further values; a whole number is written with 32 bits, a list with its items' type.
     split_max_tensors: write parts NAME-0000N-of-0000M.gguf of at most so many tensors.
+    vocabulary: adds the keys of a tokenizer.
     """
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "mobillama", split_max_tensors=split_max_tensors)
@@ -50,6 +52,8 @@ def write_tiny_model(
     for key, value in (keys or {}).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
         add.get(type(value), writer.add_string)(key, value)
+    if vocabulary:
+        vocabulary(writer)
 
     def matrix(name: str, rows: int, cols: int) -> None:
         factor = (factors or {}).get(name.split(".")[-2], 1.0)

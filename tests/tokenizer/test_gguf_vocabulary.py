@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mobillama.errors import DamagedFileError, InputError
 from mobillama.tokenizer.gguf_keys import read_keys
 from mobillama.tokenizer.gguf_vocabulary import GgufVocabulary, from_gguf, read_tokenizer, to_gguf, write_tokenizer
 from mobillama.tokenizer.tokenizer import Tokenizer, train
+from mobillama.tokenizer.vocabulary import Prefix
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,7 @@ def write(path: Path, tokenizer: Tokenizer, size: int) -> Path:
 def ids_by_score(values: GgufVocabulary, text: str) -> list[int]:
     """Independent of ours: always merge the two neighbours whose union has the highest score, leftmost first."""
     known = {token: id_ for id_, token in enumerate(values.tokens)}
-    text = (" " if values.dummy_prefix and text else "") + text
+    text = (" " if values.prefix is not Prefix.NONE and text else "") + text
     parts = list(text.replace(" ", "\u2581"))
     left, right = [at - 1 for at in range(len(parts))], [at + 1 for at in range(len(parts))]
     queue: list[tuple[float, int, int, str]] = []
@@ -155,10 +157,10 @@ def test_files_without_such_a_tokenizer_are_refused(tmp_path: Path, learned: Tok
 def test_lists_that_disagree_are_damage(learned: Tokenizer) -> None:
     values = to_gguf(learned.vocabulary, 1200)
     for wrong in (
-        GgufVocabulary(values.tokens, values.scores[1:], values.kinds, values.merges, True),
-        GgufVocabulary(values.tokens, values.scores, [9, *values.kinds[1:]], values.merges, True),
-        GgufVocabulary(values.tokens, values.scores, values.kinds, ["a zzzz"], True),
-        GgufVocabulary(["x" + token for token in values.tokens], values.scores, values.kinds, ["xa xb"], True),
+        replace(values, scores=values.scores[1:]),
+        replace(values, kinds=[9, *values.kinds[1:]]),
+        replace(values, merges=["a zzzz"]),
+        replace(values, tokens=["x" + token for token in values.tokens], merges=["xa xb"]),
     ):
         with pytest.raises(DamagedFileError, match="get the file again"):
             from_gguf(wrong, "words.gguf")

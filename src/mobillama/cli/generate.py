@@ -40,7 +40,9 @@ def generate(
         list[str] | None, typer.Option(metavar="NAME", help="The same: compute without this key; several times.")
     ] = None,
     lookup: Annotated[int | None, typer.Option(help="The same: guess up to this many ids from repeats [0].")] = None,
-    bos: Annotated[bool, typer.Option(help="Put <s> before the prompt (the base models never saw it).")] = False,
+    bos: Annotated[
+        bool | None, typer.Option("--bos/--no-bos", help="Put <s> before the prompt [as the tokenizer says].")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let a model go on from a prompt; one prompt is streamed.

@@ -241,7 +241,7 @@ class RowBytes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         vocabulary = tokenizer.vocabulary
-        self.end_id, self.lengths = tokenizer.eos_id, tokenizer.token_bytes.astype(np.int64)
+        self.end_id, self.lengths = tokenizer.document_end, tokenizer.token_bytes.astype(np.int64)
         begins = [vocabulary.dummy_prefix and piece.startswith(SPACE) for piece in vocabulary.pieces]
         self.prefix = np.array(begins, np.int64)  # of the space put before a document
 

@@ -98,7 +98,7 @@ def _build(
             used.vocab_size, recipe.pack.seq_len, used.digest, tuple(source.counts["funnel"]), recipe.pack.method
         )
         seconds["encode"] = _encode(recipe, parts, work, partial, workers, on_progress)
-        plan = _plan(recipe, header, used.eos_id, parts, work)
+        plan = _plan(recipe, header, used.document_end, parts, work)
         pack = WriteChunk(plan, partial)
         seconds["pack"] = run_stage("pack", [pack], plan.chunks + 1, work, workers, on_progress)
         shutil.copytree(work / "tokenizer-files", partial / "tokenizer", dirs_exist_ok=True)

@@ -129,7 +129,7 @@ class Flat:
 
     def __init__(self, tokenizer: Path) -> None:
         self.tokenizer = load_tokenizer(tokenizer)
-        self.end = np.array([self.tokenizer.eos_id], np.uint32)
+        self.end = np.array([self.tokenizer.document_end], np.uint32)
         self.dtype = np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.uint32
         self.ids: list[NDArray[Any]] = []
         self.lengths: list[NDArray[Any]] = []

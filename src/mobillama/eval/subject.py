@@ -177,7 +177,7 @@ def _engine(name: str, threads: int, ignore_keys: Sequence[str]) -> Subject:
     made_from = [{"kind": "source file", "name": path.name, "digest": manifest.sha256_file(path)}]
     if digest := keys.get("mobillama.model_digest"):
         made_from.append({"kind": "model", "name": str(keys.get("general.name", path.stem)), "digest": str(digest)})
-    bos = bool(keys.get("tokenizer.ggml.add_bos_token", True))  # a LLaMA tokenizer adds it if nothing is said
+    bos = model.tokenizer.vocabulary.adds_bos
     words = f"the engine, {model.info.isa}"
     scorer = EngineScorer(model)
     return Subject(

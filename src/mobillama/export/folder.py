@@ -67,7 +67,7 @@ def write_folder(folder: Path, out: Path, form: str) -> None:
     tokenizer = Tokenizer.load(folder) if has_tokenizer else None
     end_ids = read_end_ids(folder, loaded.config.vocab_size)
     if not end_ids:
-        end_ids = (tokenizer.eos_id if tokenizer else config_file.EOS_ID,)
+        end_ids = tuple(sorted(tokenizer.end_ids)) if tokenizer else (config_file.EOS_ID,)
     with manifest.building(out) as partial:
         clear(partial)
         if form == "hf":

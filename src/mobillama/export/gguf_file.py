@@ -206,7 +206,8 @@ def end_keys(source: Source) -> dict[str, list[int]]:
     first = source.tokenizer.eos_id
     ends = dict.fromkeys((*source.end_ids, *sorted(source.tokenizer.end_ids)))
     further = [id_ for id_ in ends if id_ != first and id_ < source.tokenizer.vocab_size]
-    held = {Keys.Tokenizer.EOS_ID: [first], Keys.Tokenizer.EOT_ID: further[:1], MORE_ENDS: further[1:]}
+    held = {Keys.Tokenizer.EOS_ID: [] if first is None else [first]}
+    held |= {Keys.Tokenizer.EOT_ID: further[:1], MORE_ENDS: further[1:]}
     return {key: ids for key, ids in held.items() if ids}
 
 

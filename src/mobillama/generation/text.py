@@ -25,7 +25,7 @@ class Choices(TypedDict, total=False):
     repetition_penalty: float
     seed: int
     stop: str | Sequence[str]
-    bos: bool
+    bos: bool | None
     batch_size: int
     lookup: int  # of a model in the engine only
 
@@ -84,7 +84,8 @@ class TextModel(ABC):
         max_new_tokens (128), temperature (0.8; 0 = the likeliest token), top_k (0 = all), top_p (0.95),
         repetition_penalty (1 = none), seed (0; same seed, same text): see mobillama.generation.sampling.
         stop: a string or several; the text ends before the one that is complete first.
-        bos: put the tokenizer's <s> in front (the MobiLlama base models never saw it in training).
+        bos (None = as the tokenizer's own settings say): put its begin id, <s>, in front. The MobiLlama base models
+        never saw it in training.
         batch_size (16): texts computed at once; it changes speed and memory only.
         lookup (0; of a model in the engine only): guess up to this many tokens from repeats in the text and check
         them at once; it changes speed only.
@@ -108,17 +109,14 @@ class TextStream(Iterator[tuple[int, str]]):
     def __init__(self, owner: TextModel, prompts: Sequence[str], choices: Choices) -> None:
         """All is checked here, before the first token. Errors: InputError; TypeError for a choice there is not."""
         rest: dict[str, Any] = dict(choices)
-        stops, bos, size = rest.pop("stop", ()), rest.pop("bos", False), rest.pop("batch_size", 16)
+        stops, bos, size = rest.pop("stop", ()), rest.pop("bos", None), rest.pop("batch_size", 16)
         tokenizer = owner.tokenizer
-        if bos and tokenizer.bos_id is None:
-            raise InputError("bos=True, but the tokenizer has no <s>; leave it out")
         if size < 1:
             raise InputError(f"batch_size={size}; expected 1 or more")
         own = {name: rest.pop(name) for name in sorted(owner.OWN_CHOICES & rest.keys())}
         settings = Settings(end_ids=owner.end_ids, num_ids=tokenizer.vocab_size, **rest)
-        self._texts = [_Text(tokenizer, prompt, StopFilter(stops)) for prompt in prompts]
-        first = [tokenizer.bos_id] if bos and tokenizer.bos_id is not None else []
-        ids = [first + text.prompt_ids for text in self._texts]
+        self._texts = [_Text(tokenizer, prompt, bos, StopFilter(stops)) for prompt in prompts]
+        ids = [text.prompt_ids for text in self._texts]
         self._runs = [
             (start, owner._continue(ids[start : start + size], settings, own))
             for start in range(0, max(len(ids), 1), size)
@@ -172,9 +170,9 @@ class TextStream(Iterator[tuple[int, str]]):
 class _Text:
     """One text as it grows: ids to characters, less what the stop strings hold back."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, stops: StopFilter) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: str, bos: bool | None, stops: StopFilter) -> None:
         self.prompt = prompt
-        self.prompt_ids = tokenizer.encode(prompt)
+        self.prompt_ids = tokenizer.encode_prompt(prompt, bos)
         self.stops = stops
         self.ids: list[int] = []
         self.shown: list[str] = []

@@ -73,7 +73,8 @@ class _Reader:
             (inner,) = self.numbers("I", 1)
             (count,) = self.numbers("Q", 1)
             if inner == STRING:
-                return [self.text() for _ in range(count)]
+                # Pieces keep the bytes they have; a text that only describes reads U+FFFD where it is no UTF-8.
+                return [self.text("surrogateescape") for _ in range(count)]
             return list(self.numbers(_scalar(inner), count))
         return self.numbers(_scalar(kind), 1)[0]
 
@@ -85,12 +86,12 @@ class _Reader:
         self.at += struct.calcsize(f"<{count}{form}")
         return found
 
-    def text(self) -> str:
+    def text(self, errors: str = "replace") -> str:
         (size,) = self.numbers("Q", 1)
         if size > len(self.data) - self.at:
             raise ValueError(f"a text of {size} bytes at byte {self.at} goes past the end at {len(self.data)}")
         self.at += size
-        return self.data[self.at - size : self.at].decode()
+        return self.data[self.at - size : self.at].decode(errors=errors)
 
 
 def _scalar(kind: int) -> str:

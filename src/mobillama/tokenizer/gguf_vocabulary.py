@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from mobillama.errors import DamagedFileError, InputError
 from mobillama.tokenizer.gguf_keys import read_keys
-from mobillama.tokenizer.sentencepiece_model import Kind, Piece, SentencePieceModel
+from mobillama.tokenizer.matching import Matched
+from mobillama.tokenizer.sentencepiece_model import Kind, Piece
 from mobillama.tokenizer.tokenizer import Tokenizer
-from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, SPACE, UNKNOWN, Vocabulary, from_sentencepiece, run_merges
+from mobillama.tokenizer.vocabulary import BYTES, SPACE, Prefix, Specials, Vocabulary, rank_merges, run_merges
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-KINDS = {UNKNOWN: Kind.UNKNOWN, BEGIN: Kind.CONTROL, END: Kind.CONTROL, **dict.fromkeys(BYTES, Kind.BYTE)}
+PREFIX_KEY = "tokenizer.mobillama.space_prefix"  # our own key: a Prefix that is not what add_space_prefix means
+BYTES_SET = frozenset(BYTES)
 END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))  # ids at which a text ends
 MORE_ENDS = "mobillama.end_token_ids"  # our own key: further ones, an array of UINT32
 FILLER = "[PAD{}]"  # rows of the embedding that have no piece; llama.cpp's name for them
@@ -35,7 +37,11 @@ class GgufVocabulary:
     scores: list[float]
     kinds: list[int]
     merges: list[str]
-    dummy_prefix: bool
+    prefix: Prefix
+    specials: Specials
+    adds_bos: bool = False
+    adds_eos: bool = False
+    end_ids: frozenset[int] = frozenset()
 
 
 def to_gguf(vocab: Vocabulary, size: int) -> GgufVocabulary:
@@ -47,15 +53,26 @@ def to_gguf(vocab: Vocabulary, size: int) -> GgufVocabulary:
             "expected the tokenizer that the model was trained with"
         )
     fillers = [FILLER.format(id_) for id_ in range(len(vocab.pieces), size)]
-    scores = _scores(vocab)
+    for piece in vocab.matched:
+        spaced = piece.normalized and (SPACE in piece.content or " " in piece.content or vocab.prefix is Prefix.EACH)
+        if piece.lstrip or piece.rstrip or spaced:
+            raise InputError(
+                f"the tokenizer's piece {piece.id} {piece.content!r} takes spaces of the text with it, which no GGUF "
+                "file can say; expected pieces that match by their letters alone: use the model's folder"
+            )
+    scores = vocab.scores or _scores(vocab)
     result = GgufVocabulary(
         tokens=[*vocab.pieces, *fillers],
         scores=[*scores, *[min(scores)] * missing],
-        kinds=[*(int(KINDS.get(piece, Kind.NORMAL)) for piece in vocab.pieces), *[int(Kind.UNUSED)] * missing],
+        kinds=[*map(int, vocab.kinds), *[int(Kind.UNUSED)] * missing],
         merges=[],
-        dummy_prefix=vocab.dummy_prefix,
+        prefix=vocab.prefix,
+        specials=vocab.specials,
+        adds_bos=vocab.adds_bos,
+        adds_eos=vocab.adds_eos,
+        end_ids=vocab.end_ids,
     )
-    if _scores_suffice(result, vocab):
+    if vocab.scores or _scores_suffice(result, vocab):
         return result
     return replace(result, merges=[f"{left} {right}" for left, right in vocab.merges])
 
@@ -63,23 +80,51 @@ def to_gguf(vocab: Vocabulary, size: int) -> GgufVocabulary:
 def from_gguf(found: GgufVocabulary, origin: str) -> Vocabulary:
     """The vocabulary whose ids are those of the file. `origin` names the file in errors.
 
-    Errors: InputError for vocabularies that our tokenizer cannot reproduce; DamagedFileError for keys that disagree.
+    Pieces are what their kinds say, whatever their names: nothing is asked of them but that the lists fit together.
+    Error: DamagedFileError for lists that do not.
     """
-    if not len(found.tokens) == len(found.scores) == len(found.kinds):
-        raise DamagedFileError(
-            f"{origin}: {len(found.tokens)} tokens, {len(found.scores)} scores and {len(found.kinds)} kinds; "
-            "expected as many of each: get the file again"
+    sizes = len(found.tokens), len(found.scores), len(found.kinds)
+    if len(set(sizes)) > 1 or not found.tokens:
+        raise _damaged(
+            origin,
+            f"the tokenizer has {sizes[0]} tokens, {sizes[1]} scores and {sizes[2]} types; expected equally many, one "
+            "at least",
         )
+    for id_, kind in enumerate(found.kinds):
+        if not isinstance(kind, int) or not 1 <= kind <= 6:
+            raise _damaged(origin, f"token {id_} is of type {kind}; expected 1 to 6")
+        if kind == Kind.BYTE and found.tokens[id_] not in BYTES_SET:
+            shown = found.tokens[id_].encode(errors="replace").decode()
+            raise _damaged(origin, f"token {id_}, a byte, is '{shown}'; expected <0x00> to <0xFF>")
+    size = len(found.tokens)
+    while size and found.kinds[size - 1] == Kind.UNUSED:
+        size -= 1  # rows of the embedding that stand for no piece
+    pieces, kinds = found.tokens[:size], [Kind(kind) for kind in found.kinds[:size]]
+    matched = tuple(
+        Matched(id_, pieces[id_], normalized=found.prefix is Prefix.START)
+        for id_, kind in enumerate(kinds)
+        if kind is Kind.USER_DEFINED
+    )
+    vocab = Vocabulary(
+        pieces,
+        _read_merges(found, {piece for piece, kind in zip(pieces, kinds, strict=True) if kind is Kind.NORMAL}, origin),
+        found.prefix,
+        kinds,
+        matched=matched,
+        named=found.specials,
+        adds_bos=found.adds_bos,
+        adds_eos=found.adds_eos,
+        end_ids=found.end_ids,
+    )
+    if vocab.merges:
+        return vocab
+    by_score = replace(vocab, scores=found.scores[:size])
     try:
-        kinds = [Kind(kind) for kind in found.kinds]
-    except ValueError as error:
-        raise DamagedFileError(f"{origin}: {error}; expected kinds of pieces from 1 to 6: get the file again") from None
-    pieces = [Piece(*row) for row in zip(found.tokens, found.scores, kinds, strict=True)]
-    while pieces and pieces[-1].kind is Kind.UNUSED:
-        pieces.pop()
-    if found.merges:
-        return _with_merges([piece.text for piece in pieces], found, origin)
-    return from_sentencepiece(SentencePieceModel(pieces, found.dummy_prefix), origin)
+        rows = [Piece(*row) for row in zip(pieces, by_score.scores, kinds, strict=True)]
+        ranked = replace(vocab, merges=rank_merges(rows, origin))
+    except InputError:  # ranks cannot say what these scores say
+        return by_score
+    return ranked if ranked.ranked else by_score
 
 
 def write_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None:
@@ -91,12 +136,18 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, size: int) -> None
     writer.add_token_scores(values.scores)
     writer.add_token_types(values.kinds)
     writer.add_token_merges(values.merges)
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_unk_token_id(tokenizer.unk_id)
-    writer.add_add_bos_token(False)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(values.dummy_prefix)
+    if values.specials.bos is not None:
+        writer.add_bos_token_id(values.specials.bos)
+    if values.specials.eos is not None:
+        writer.add_eos_token_id(values.specials.eos)
+    if values.specials.unk is not None:
+        writer.add_unk_token_id(values.specials.unk)
+    writer.add_add_bos_token(values.adds_bos)
+    writer.add_add_eos_token(values.adds_eos)
+    writer.add_add_space_prefix(values.prefix is not Prefix.NONE)
+    matches = Kind.USER_DEFINED in values.kinds
+    if values.prefix in (Prefix.FIRST, Prefix.ALWAYS) or (values.prefix is Prefix.START and matches):
+        writer.add_string(PREFIX_KEY, str(values.prefix))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -110,47 +161,76 @@ def read_tokenizer(path: Path) -> Tokenizer:
     for name, value in lists.items():
         if not isinstance(value, list):
             raise DamagedFileError(f"{path}: tokenizer.ggml.{name} is {value!r}; expected a list: get the file again")
+    kinds = lists["token_type"]
+    unk, bos, eos = (
+        _special_id(keys, f"tokenizer.ggml.{name}_token_id", kinds, usual, kind, path)
+        for name, usual, kind in (("unknown", 0, Kind.UNKNOWN), ("bos", 1, Kind.CONTROL), ("eos", 2, Kind.CONTROL))
+    )
     found = GgufVocabulary(
         tokens=lists["tokens"],
         scores=lists["scores"],
-        kinds=lists["token_type"],
+        kinds=kinds,
         merges=lists["merges"],
-        dummy_prefix=bool(keys.get("tokenizer.ggml.add_space_prefix", True)),
+        prefix=_prefix(keys, path),
+        specials=Specials(unk, bos, eos),
+        # Where a file is silent, llama.cpp puts the begin id in front and nothing behind.
+        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", True)) and bos is not None,
+        adds_eos=bool(keys.get("tokenizer.ggml.add_eos_token", False)) and eos is not None,
+        end_ids=frozenset(_end_ids(keys, len(kinds), path)),
     )
-    vocab = from_gguf(found, str(path))
-    return Tokenizer(vocab, _end_ids(keys, len(vocab.pieces), path))
+    return Tokenizer(from_gguf(found, str(path)))
+
+
+def _special_id(
+    keys: Mapping[str, Any], key: str, kinds: Sequence[int], usual: int, kind: Kind, path: Path
+) -> int | None:
+    """The id that a key names; of a file without the key, llama.cpp's usual one if its piece is of that kind."""
+    if key in keys:
+        return _checked_id(key, keys[key], len(kinds), path)
+    return usual if kinds[usual : usual + 1] == [kind] else None
+
+
+def _prefix(keys: Mapping[str, Any], path: Path) -> Prefix:
+    if not keys.get("tokenizer.ggml.add_space_prefix", True):
+        return Prefix.NONE
+    own = keys.get(PREFIX_KEY, Prefix.EACH)
+    if own not in tuple(Prefix):
+        raise _damaged(str(path), f"{PREFIX_KEY} is '{own}'; expected none, start, each, first or always")
+    return Prefix(own)
 
 
 def _end_ids(keys: Mapping[str, Any], size: int, path: Path) -> Iterator[int]:
-    """The ids of a file at which a text ends. Error: DamagedFileError for what is no id of `size` pieces."""
+    """The ids of a file at which a text ends. Error: DamagedFileError for what is no row of the embedding."""
     more = keys.get(MORE_ENDS, [])
     if not isinstance(more, list):
         raise DamagedFileError(f"{path}: {MORE_ENDS} is {more!r}; expected a list of ids: get the file again")
-    found = [(key, keys[key]) for key in END_KEYS if key in keys] + [(MORE_ENDS, id_) for id_ in more]
-    for key, id_ in found:
-        if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < size:
-            raise DamagedFileError(f"{path}: {key} is {id_!r}; expected 0 to {size - 1}: the file is damaged")
-        yield id_
+    for key, id_ in [(key, keys[key]) for key in END_KEYS if key in keys] + [(MORE_ENDS, id_) for id_ in more]:
+        yield _checked_id(key, id_, size, path)
+
+
+def _checked_id(key: str, id_: Any, size: int, path: Path) -> int:
+    if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < size:
+        raise _damaged(str(path), f"{key} is {id_!r}; expected 0 to {size - 1}")
+    return id_
+
+
+def _damaged(origin: str, words: str) -> DamagedFileError:
+    return DamagedFileError(f"{origin}: {words}: the file is damaged; get the file again")
+
+
+def _read_merges(found: GgufVocabulary, normal: set[str], origin: str) -> list[tuple[str, str]]:
+    merges = []
+    for rank, merge in enumerate(found.merges):
+        left, between, right = merge.partition(" ")
+        if not between or left + right not in normal:
+            shown = merge.encode(errors="replace").decode()
+            raise _damaged(origin, f"merge {rank} is '{shown}'; expected two pieces that together are one")
+        merges.append((left, right))
+    return merges
 
 
 def _scores_suffice(values: GgufVocabulary, vocab: Vocabulary) -> bool:
-    try:
-        return from_gguf(values, "the tokenizer").merges == vocab.merges
-    except InputError:
-        return False
-
-
-def _with_merges(pieces: list[str], found: GgufVocabulary, origin: str) -> Vocabulary:
-    known = set(pieces)
-    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in found.merges)]
-    if any(not {left, right, left + right} <= known for left, right in merges):
-        raise DamagedFileError(f"{origin}: a merge does not join two pieces into a third; get the file again")
-    if len(known) != len(pieces) or not {UNKNOWN, BEGIN, END, *BYTES} <= known:
-        raise DamagedFileError(
-            f"{origin}: {len(known)} different pieces among {len(pieces)}; expected each once, "
-            f"{UNKNOWN}, {BEGIN}, {END} and all bytes among them: get the file again"
-        )
-    return Vocabulary(pieces, merges, found.dummy_prefix)
+    return from_gguf(values, "the tokenizer").merges == vocab.merges
 
 
 def _scores(vocab: Vocabulary) -> list[float]:

@@ -6,11 +6,12 @@ Look-ups decode a row or two and then end; building all that encoding needs woul
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobillama import manifest
+from mobillama.tokenizer.sentencepiece_model import Kind
 from mobillama.tokenizer.text_stream import decode_bytes
 from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, FILE, SPACE, UNKNOWN, UNKNOWN_SHOWN
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mobillama.tokenizer.tokenizer import Tokenizer
 
 VOCAB, PREPEND = '"vocab":{', '"type":"Prepend"'
+PLAIN = '"added_tokens":[]'  # no control pieces but LLaMA's, and none that is matched in text
 SPECIAL = {
     BEGIN: b"",
     END: b"",
@@ -29,9 +31,9 @@ SPECIAL = {
 class Pieces:
     """The bytes of every id. Control pieces have none."""
 
-    def __init__(self, pieces: Sequence[str], dummy_prefix: bool) -> None:
-        self.pieces, self.dummy_prefix = pieces, dummy_prefix
-        self.eos_id = pieces.index(END)
+    def __init__(self, pieces: Sequence[str], dummy_prefix: bool, special: Mapping[str, bytes], eos_id: int) -> None:
+        """special: piece -> its bytes, where these are not its letters."""
+        self.pieces, self.dummy_prefix, self.special, self.eos_id = pieces, dummy_prefix, special, eos_id
 
     @classmethod
     def load(cls, folder: Path, digest: str) -> Pieces | None:
@@ -43,23 +45,26 @@ class Pieces:
         # unescaped quote. So the vocabulary is cut out of it, and the merges, most of the file, are never parsed.
         text = path.read_bytes().decode()
         at = text.find(VOCAB)
-        if at < 0:
+        if at < 0 or PLAIN not in text:
             return None
         vocab, _ = json.JSONDecoder().raw_decode(text, at + len(VOCAB) - 1)
         pieces = [""] * len(vocab)
         for piece, id_ in vocab.items():
             pieces[id_] = piece
-        return cls(pieces, PREPEND in text)
+        return cls(pieces, PREPEND in text, SPECIAL, pieces.index(END))
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Pieces:
         """The pieces of a tokenizer that is loaded already."""
-        return cls(tokenizer.vocabulary.pieces, tokenizer.vocabulary.dummy_prefix)
+        vocab = tokenizer.vocabulary
+        controls = {vocab.pieces[id_]: b"" for id_, kind in enumerate(vocab.kinds) if kind is Kind.CONTROL}
+        return cls(vocab.pieces, vocab.dummy_prefix, SPECIAL | controls, tokenizer.document_end)
 
     def parts(self, ids: Sequence[int]) -> list[bytes]:
         """The bytes that each id stands for; the space before a document is still there."""
         pieces = (self.pieces[id_] for id_ in ids)
-        return [SPECIAL[piece] if piece in SPECIAL else piece.replace(SPACE, " ").encode() for piece in pieces]
+        special = self.special
+        return [special[piece] if piece in special else piece.replace(SPACE, " ").encode() for piece in pieces]
 
     def text(self, ids: Sequence[int], *, begins: bool) -> str:
         """The text of some ids of a document; `begins` = they are its first, so that the space before it goes.

@@ -107,7 +107,7 @@ def _check(path: Path, pieces: list[Piece], settings: dict[str, int | bytes]) ->
                 "models without text normalisation, such as LLaMA's, can be converted exactly"
             )
     for id_, piece in enumerate(pieces):
-        if piece.kind in (Kind.USER_DEFINED, Kind.UNUSED):
+        if piece.kind is Kind.UNUSED:
             raise InputError(
                 f"{path}: piece {id_} {piece.text!r} is of kind {piece.kind.name}; expected none of that kind: "
                 "such models cannot be converted exactly"

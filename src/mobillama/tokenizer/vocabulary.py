@@ -8,45 +8,124 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mobillama.errors import DamagedFileError, InputError
-from mobillama.tokenizer.sentencepiece_model import Kind, SentencePieceModel
+from mobillama.tokenizer.matching import Matched
+from mobillama.tokenizer.sentencepiece_model import Kind, Piece, SentencePieceModel
 
 SPACE = "\u2581"  # how a space is written inside a piece
 FILE = "tokenizer.json"  # of a saved tokenizer
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 UNKNOWN_SHOWN = " \u2047 "  # what sentencepiece writes for the unknown id
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+KINDS = {UNKNOWN: Kind.UNKNOWN, BEGIN: Kind.CONTROL, END: Kind.CONTROL, **dict.fromkeys(BYTES, Kind.BYTE)}
 LONGEST_RUN = 16  # spaces in the longest piece made of spaces alone, for vocabularies trained here
+
+
+class Specials(NamedTuple):
+    """Ids of the unknown, the begin and the end piece; None where there is none."""
+
+    unk: int | None
+    bos: int | None
+    eos: int | None
+
+
+class Prefix(StrEnum):
+    """Where a space is put before text."""
+
+    NONE = "none"
+    START = "start"  # before a text, whatever it begins with: sentencepiece
+    EACH = "each"  # before a text and behind each piece that was matched in it: llama.cpp, tokenizers' Prepend
+    FIRST = "first"  # before a text that begins with neither a space nor a matched piece: tokenizers' Metaspace
+    ALWAYS = "always"  # before each stretch of text between matched pieces that begins with no space: Metaspace
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pieces in id order; merges in order of priority, first merged first."""
+    """Pieces in id order; merges in order of priority, first merged first.
+
+    What is left out follows from the pieces' names: "<unk>", "<s>", "</s>" and the bytes are what LLaMA's are, all
+    others are normal.
+    """
 
     pieces: list[str]
     merges: list[tuple[str, str]]
-    dummy_prefix: bool = True
+    prefix: Prefix = Prefix.START
+    kinds: list[Kind] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # where given they say what merges, in place of `merges`
+    matched: tuple[Matched, ...] = ()  # pieces found in a text before all others
+    named: Specials | None = None  # None = the pieces with LLaMA's names
+    end_ids: frozenset[int] = frozenset()  # at which a text ends, beside the end id
+    adds_bos: bool = False  # whether a prompt begins with the begin id
+    adds_eos: bool = False  # whether it ends with the end id
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            object.__setattr__(self, "kinds", [KINDS.get(piece, Kind.NORMAL) for piece in self.pieces])
+
+    @cached_property
+    def specials(self) -> Specials:
+        """Ids of the unknown, the begin and the end piece."""
+        return self.named or Specials(*(self.pieces.index(piece) for piece in (UNKNOWN, BEGIN, END)))
+
+    @cached_property
+    def has_bytes(self) -> bool:
+        """Whether every byte is a piece, so that no text needs the unknown id."""
+        return {piece for piece, kind in zip(self.pieces, self.kinds, strict=True) if kind is Kind.BYTE} == set(BYTES)
+
+    @cached_property
+    def ranked(self) -> bool:
+        """Whether the list of merges says it all to the tokenizers library, which takes every piece by its name."""
+        normal = {piece for piece, kind in zip(self.pieces, self.kinds, strict=True) if kind is Kind.NORMAL}
+        return (
+            not self.scores
+            and self.has_bytes
+            and len(set(self.pieces)) == len(self.pieces)
+            and all(left in normal and right in normal and left + right in normal for left, right in self.merges)
+            and len(set(self.merges)) == len(self.merges)
+            and is_text("".join(self.pieces))
+        )
+
+    @property
+    def expressible(self) -> bool:
+        """Whether a `tokenizer.json` can hold it."""
+        return self.ranked and not (self.matched and self.prefix is Prefix.START)
+
+    @property
+    def dummy_prefix(self) -> bool:
+        """Whether a space is put before a text."""
+        return self.prefix is not Prefix.NONE
 
     def tree(self) -> dict[str, Any]:
         """The content of `tokenizer.json`.
 
-        The control pieces are no `added_tokens`: text that spells one is ordinary text, as it is to sentencepiece.
+        "<s>" and "</s>" are no `added_tokens`: text that spells one is ordinary text, as it is to sentencepiece.
+        Error: InputError for a vocabulary that the file cannot express.
         """
+        if not self.expressible:
+            raise InputError(
+                "tokenizer.json cannot hold this vocabulary: its pieces merge by scores or have doubled names, or its "
+                "space stands elsewhere; use it from the file it was read from"
+            )
+        unk_id = self.specials.unk
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
         restore = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+        metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": str(self.prefix), "split": False}
+        normalizers = self.prefix in (Prefix.NONE, Prefix.START, Prefix.EACH)
         prepend = [{"type": "Prepend", "prepend": SPACE}] if self.dummy_prefix else []
         strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if self.dummy_prefix else []
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [],
-            "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
-            "pre_tokenizer": None,
+            "added_tokens": self._added(),
+            "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]} if normalizers else None,
+            "pre_tokenizer": None if normalizers else metaspace,
             "post_processor": None,
             "decoder": {
                 "type": "Sequence",
@@ -55,7 +134,7 @@ class Vocabulary:
             "model": {
                 "type": "BPE",
                 "dropout": None,
-                "unk_token": UNKNOWN,
+                "unk_token": None if unk_id is None else self.pieces[unk_id],
                 "continuing_subword_prefix": None,
                 "end_of_word_suffix": None,
                 "fuse_unk": True,
@@ -65,6 +144,36 @@ class Vocabulary:
                 "merges": [list(merge) for merge in self.merges],
             },
         }
+
+    def _added(self) -> list[dict[str, Any]]:
+        """Control pieces with names of their own, and the pieces that are matched in text, in order of their ids."""
+        named = {
+            id_: Matched(id_, piece)
+            for id_, (piece, kind) in enumerate(zip(self.pieces, self.kinds, strict=True))
+            if kind is Kind.CONTROL and KINDS.get(piece) is not Kind.CONTROL
+        }
+        found = named | {piece.id: piece for piece in self.matched}
+        return [
+            {
+                "id": id_,
+                "content": piece.content,
+                "single_word": False,
+                "lstrip": piece.lstrip,
+                "rstrip": piece.rstrip,
+                "normalized": piece.normalized,
+                "special": id_ in named,
+            }
+            for id_, piece in sorted(found.items())
+        ]
+
+
+def is_text(piece: str) -> bool:
+    """Whether a piece is UTF-8 in its file; what is not has half surrogates here, and is in no text."""
+    try:
+        piece.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def run_merges(longest: int) -> list[tuple[str, str]]:
@@ -77,13 +186,30 @@ def run_merges(longest: int) -> list[tuple[str, str]]:
 
 
 def from_sentencepiece(model: SentencePieceModel, origin: str) -> Vocabulary:
-    """The merges that give sentencepiece's ids: every split of a piece in two pieces, in order of the piece's score.
+    """The vocabulary of a model, with sentencepiece's ids.
 
     `origin` names the file in errors. Error: InputError where ranks could not reproduce the order of the scores.
     """
-    normal = {piece.text for piece in model.pieces if piece.kind is Kind.NORMAL}
+    pieces = [piece.text for piece in model.pieces]
+    _check_pieces(pieces, origin)
+    defined = (id_ for id_, piece in enumerate(model.pieces) if piece.kind is Kind.USER_DEFINED)
+    return Vocabulary(
+        pieces,
+        rank_merges(model.pieces, origin),
+        Prefix.START if model.dummy_prefix else Prefix.NONE,
+        [piece.kind for piece in model.pieces],
+        matched=tuple(Matched(id_, pieces[id_], normalized=True) for id_ in defined),
+    )
+
+
+def rank_merges(pieces: Sequence[Piece], origin: str) -> list[tuple[str, str]]:
+    """The merges that scores stand for: every split of a piece in two pieces, in order of the piece's score.
+
+    Error: InputError where ranks could not reproduce the order of the scores.
+    """
+    normal = {piece.text for piece in pieces if piece.kind is Kind.NORMAL}
     by_score: dict[float, list[str]] = {}
-    for piece in model.pieces:
+    for piece in pieces:
         if piece.kind is Kind.NORMAL and len(piece.text) > 1:
             by_score.setdefault(piece.score, []).append(piece.text)
             if missing := set(piece.text) - normal:
@@ -100,9 +226,7 @@ def from_sentencepiece(model: SentencePieceModel, origin: str) -> Vocabulary:
         else:
             splits = ((texts[0][:at], texts[0][at:]) for at in range(1, len(texts[0])))
             merges += [(left, right) for left, right in splits if left in normal and right in normal]
-    pieces = [piece.text for piece in model.pieces]
-    _check_pieces(pieces, origin)
-    return Vocabulary(pieces, merges, model.dummy_prefix)
+    return merges
 
 
 def _check_runs(texts: list[str], score: float, origin: str) -> None:
@@ -146,7 +270,8 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
             "expected added tokens that are pieces: use the tokenizer of the base model"
         )
     _check_pieces(pieces, str(path))
-    return Vocabulary(pieces, _merges(model["merges"], model["vocab"], path), prefix)
+    scheme = Prefix.EACH if prefix else Prefix.NONE
+    return Vocabulary(pieces, _merges(model["merges"], model["vocab"], path), scheme)
 
 
 def _merges(found: Iterable[Any], vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
