@@ -73,13 +73,17 @@ def test_rows_are_read_to_their_end_and_hashed(tmp_path: Path) -> None:
         (gzip.compress(ROW * 3 + ROW[:20]), "row 4"),
         (gzip.compress(ROW + b"[1]\n"), "row 2: no JSON object"),
         (gzip.compress(b""), "holds no rows"),
-        (b"not gzip", "cut or damaged"),
     ],
-    ids=["cut", "cut row", "list", "empty", "not gzip"],  # ids of the bytes would hold the time
+    ids=["cut", "cut row", "list", "empty"],  # ids of the bytes would hold the time
 )
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes, words: str) -> None:
     with pytest.raises(DamagedFileError, match=rf"validation.jsonl.gz.*{words}"):
         check_folders(folder_with(tmp_path, data), ["piqa"])
+
+
+def test_sound_rows_under_a_wrong_name_are_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"validation\.jsonl\.gz is not compressed.*rename it to validation\.jsonl,"):
+        check_folders(folder_with(tmp_path, ROW * 3), ["piqa"])
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

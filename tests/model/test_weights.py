@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from twins import TINY, new_seed, random_ids, tiny_model
 
 from mobillama import manifest
+from mobillama.cli import system_errors
 from mobillama.errors import DamagedFileError, InputError, MobillamaError, RecipeError
+from mobillama.model import tensor_files
 from mobillama.model.weights import disk_name, load_model, read_config, save_model
 
 
@@ -269,3 +274,33 @@ def test_a_folder_without_a_model_says_what_it_lacks(tmp_path: Path, folder: Pat
 
 def test_every_error_is_one_a_user_can_mend() -> None:
     assert all(issubclass(kind, MobillamaError) for kind in (InputError, DamagedFileError, RecipeError))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_not_called_a_damaged_file(folder: Path, name: str) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    with pytest.raises(InputError, match=rf"{name} is the pointer that Git LFS keeps.*git lfs pull"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_the_system_cannot_read_is_not_called_damaged(
+    folder: Path, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        if name.endswith(".bin"):
+            raise OSError(number, os.strerror(number))
+        raise SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
+
+    torch.save({}, folder / "pytorch_model.bin")
+    if name.endswith(".bin"):
+        (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(torch, "load", fail)
+    monkeypatch.setattr(tensor_files, "safe_open", fail)
+    with pytest.raises(Exception, match=os.strerror(number)) as error:
+        load_model(folder)
+    assert not isinstance(error.value, DamagedFileError)
+    assert str(system_errors.words(error.value)).startswith(str(folder / name))

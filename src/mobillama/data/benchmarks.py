@@ -108,11 +108,19 @@ def items(folder: Path, name: str) -> Iterator[list[str]]:
                     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
                         raise InputError(
                             f"{path}, line {number}: found {line[:80]!r}; expected an item of {name} with the "
-                            f"columns of its Hugging Face data set ({type(error).__name__}: {error}); fetch it again"
+                            f"columns of its Hugging Face data set ({type(error).__name__}: {error}): put that there"
                         ) from None
                     yield from found
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            if not is_gzip(path):
+                raise InputError(f"{path} is not compressed, though its name says so; compress it with gzip") from None
             raise DamagedFileError(f"{path} cannot be decompressed ({error}); fetch the file again") from None
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file begins as gzip's do, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _files(folder: Path, name: str) -> list[Path]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobillama import manifest
+from mobillama.data.benchmarks import is_gzip
 from mobillama.errors import DamagedFileError, InputError
 
 PATTERNS = ("*.jsonl.gz", "*.jsonl")
@@ -88,8 +89,14 @@ def _check_rows(path: Path) -> None:
                 if not isinstance(json.loads(line), dict):
                     raise ValueError("no JSON object")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if not is_gzip(path):
+            raise InputError(
+                f"{path} is not compressed, though its name says so; rename it to {path.stem}, or compress it with gzip"
+            ) from None
         raise DamagedFileError(f"{path} is cut or damaged after row {rows} ({error}); get the file again") from None
     except ValueError as error:
-        raise DamagedFileError(f"{path}, row {rows}: {error}; expected a JSON object a line: get it again") from None
+        raise DamagedFileError(
+            f"{path}, row {rows}: {error}; expected a JSON object a line: correct that row, or get the file again"
+        ) from None
     if not rows:
-        raise DamagedFileError(f"{path} holds no rows; get the file again")
+        raise DamagedFileError(f"{path} holds no rows; remove it, or put the benchmark's file in its place")

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import DamagedFileError, InputError, naming, system_number
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 INDEX = ".index.json"
+POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 
 
 class TensorFile(Protocol):
@@ -38,11 +40,8 @@ class Safetensors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with safe_open(path, framework="pt") as file:
-                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise DamagedFileError(_damaged(path, "safetensors", error)) from None
+        with self._opened() as file:
+            self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
     def names(self) -> list[str]:
         return list(self.shapes)
@@ -51,8 +50,18 @@ class Safetensors:
         return self.shapes[name]
 
     def tensor(self, name: str) -> Tensor:
-        with safe_open(self.path, framework="pt") as file:
+        with self._opened() as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with naming(self.path), safe_open(self.path, framework="pt") as file:
+                yield file
+        except SafetensorError as error:
+            if system_number(error) is not None:  # the file may be whole
+                raise
+            raise _damaged(self.path, "safetensors", error) from None
 
 
 class Pickled:
@@ -142,13 +151,19 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _open(path: Path) -> TensorFile:
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise InputError(
+                f"{path} is the pointer that Git LFS keeps in place of a file; fetch the file itself: git lfs pull"
+            )
     return Pickled(path) if path.suffix == ".bin" else Safetensors(path)
 
 
 def _unpickle(path: Path, mapped: bool) -> dict[str, Tensor]:
     """The tensors of a `.bin`; mapped = left on disk until they are used."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with naming(path):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         # Torch's message is a page long; its first line names the cause.
         raise InputError(
@@ -156,7 +171,9 @@ def _unpickle(path: Path, mapped: bool) -> dict[str, Tensor]:
             "only files of plain tensors are read, because others can run code"
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
-        raise DamagedFileError(_damaged(path, "pickled tensor", error)) from None
+        if isinstance(error, OSError) and error.errno is not None:  # the file may be whole
+            raise
+        raise _damaged(path, "pickled tensor", error) from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"{path} does not hold a plain dictionary of tensors; save it with torch.save(state_dict)")
     return found
@@ -168,6 +185,8 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def _damaged(path: Path, kind: str, error: Exception) -> str:
+def _damaged(path: Path, kind: str, error: Exception) -> DamagedFileError:
     first = (str(error).splitlines() or [repr(error)])[0][:200]
-    return f"{path} ({path.stat().st_size} bytes) is not a whole {kind} file: {first}; download or save it again"
+    return DamagedFileError(
+        f"{path} ({path.stat().st_size} bytes) is not a whole {kind} file: {first}; download or save it again"
+    )

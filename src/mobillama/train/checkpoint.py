@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mobillama import manifest
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import DamagedFileError, InputError, naming, system_number
 from mobillama.train import digest
 from mobillama.train.digest import StoredTensor, stored_tensors
 from mobillama.train.state_digest import local_rows
@@ -243,7 +243,9 @@ def sealed_folders(run: Path) -> list[Path]:
 
 def _read(path: Path, name: str) -> Tensor:
     try:
-        with safe_open(path, framework="pt") as file:
+        with naming(path), safe_open(path, framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
     except SafetensorError as error:
+        if system_number(error) is not None:  # the file may be whole
+            raise
         raise DamagedFileError(f"{path} cannot be read ({error}); restore it from a copy") from None
