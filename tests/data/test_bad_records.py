@@ -6,6 +6,9 @@ import errno
 import gzip
 import io
 import json
+import re
+import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,12 @@ from samples import make_documents, make_recipe, write_jsonl
 
 from mobillama import manifest
 from mobillama.config import DataRecipe, SourceConfig
+from mobillama.data import corpus as corpus_module
 from mobillama.data import ingest
 from mobillama.data.build import build_shards
+from mobillama.data.compressed import BUFFER, Opened
+from mobillama.data.corpus import build_corpus, read_texts
+from mobillama.data.documents import DocumentTable
 from mobillama.data.executor import Progress
 from mobillama.data.ingest import read_task
 from mobillama.data.plan import plan_data
@@ -225,7 +232,8 @@ def damaged_inputs(root: Path) -> dict[str, Path]:
 def test_a_damaged_file_ends_the_build_by_name_or_is_read_as_far_as_it_goes(tmp_path: Path):
     for kind, folder in damaged_inputs(tmp_path).items():
         with pytest.raises(
-            DamagedFileError, match=r"(a\.jsonl\.gz|a\.parquet|Posts\.xml).*source\.damaged_files=drop$"
+            DamagedFileError,
+            match=r"(a\.jsonl\.gz|a\.parquet|Posts\.xml).*source\.damaged_files=drop to keep what can be read$",
         ):
             read(folder, kind=kind)
         found = read(folder, kind=kind, damaged_files="drop")
@@ -278,6 +286,7 @@ def raw(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_bad_records_are_counted_in_the_funnel_kept_and_shown_and_no_byte_depends_on_the_workers(
     raw: Path, build: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ):
@@ -359,3 +368,116 @@ def test_a_flat_folder_is_one_subset_if_it_is_given_a_name(tmp_path: Path):
 def test_empty_lines_without_end_are_passed_over_in_pieces(tmp_path: Path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" * (8 << 20) + GOOD + b"\n\n" + GOOD))
     assert seen(read(tmp_path)) == [((8 << 20) + 1, "good", ""), ((8 << 20) + 4, "good", "")]
+
+
+class Reads(io.BytesIO):
+    """A file that keeps the largest read that was asked of it and how many there were."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.sizes: list[int] = []
+
+    def read(self, count: int | None = -1) -> bytes:
+        assert count is not None and count >= 0, "all of the file was asked for at once"
+        self.sizes.append(count)
+        return super().read(count)
+
+    def readinto(self, buffer: Any) -> int:
+        self.sizes.append(len(buffer))
+        return super().readinto(buffer)
+
+
+def over_long(kind: str, size: int) -> tuple[str, bytes]:
+    """A file of a kind whose only record has `size` bytes of text."""
+    if kind == "jsonl":
+        return "a.jsonl", b'{"text": "' + b"x" * size + b'"}'
+    if kind == "stackexchange":
+        return "Posts.xml", b'<posts>\n<row Id="1" PostTypeId="1" Title="' + b"x" * size + b'"/>\n</posts>'
+    if kind == "warc":
+        head = "WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:1>\r\nContent-Length: {}\r\n\r\n"
+        return "a.wet", head.format(size).encode() + b"x" * size + b"\r\n\r\n"
+    if kind == "latex":
+        return "a.tex", b"\\documentclass{a}" + b"x" * size
+    return "a.txt", b"x" * size
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "folder", "stackexchange", "latex", "warc"])
+def test_what_is_held_of_an_over_long_record_does_not_grow_with_it(kind: str, tmp_path: Path):
+    """Counted: the bytes of Python that the reader holds at most, and the reads, over growing records."""
+    if kind == "warc":
+        pytest.importorskip("warcio")
+    most, held, reads = 1 << 16, [], []
+    for size in (1 << 20, 1 << 22, 1 << 24):
+        name, data = over_long(kind, size)
+        (tmp_path / name).write_bytes(data)
+        (task,) = list_tasks(SourceConfig(kind=kind, root=str(tmp_path), max_record_bytes=most))
+        file = Reads(data)
+        source = Opened(name, io.BufferedReader(file, 1 << 13))
+        tracemalloc.start()
+        (document,) = ingest.READERS[task.how](task, source, name)
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert document.metadata["dropped"] == "record_too_long"
+        reads.append(len(file.sizes))
+        assert max(file.sizes) <= BUFFER
+    assert max(held) <= 6 * BUFFER, held
+    assert reads[2] <= 5 * reads[1] + 5 and reads[1] <= 5 * reads[0] + 5, reads
+
+
+@pytest.mark.slow
+def test_the_cases_of_strangers_end_as_they_should(shared_folder: Callable[[str], Path], tmp_path: Path, built: Path):
+    cases = shared_folder("MOBILLAMA_CASES") / "data"
+    expected: dict[str, Any] = {
+        "surrogate_id": (200, {"invalid_utf8": 1}),
+        "surrogate_url": (200, {"invalid_utf8": 1}),
+        "text_null": (201, {"no_text": 1}),
+        "tab_in_string": (201, {}),
+        "zst_long": (200, {}),
+        "json_gz_c4": (300, {}),
+        "mixed_suffix": (350, {"duplicate": 50}),
+        "pq_badutf8_dict": (1, {"invalid_utf8": 1}),
+        "allheld": (200, {}),
+        "pq_damaged": DamagedFileError,
+        "pq_dupcol": InputError,
+    }
+    assert {path.name for path in cases.iterdir()} == set(expected)
+    for name, result in expected.items():
+        kind = "parquet" if name.startswith("pq_") else "jsonl"
+        recipe = make_recipe(cases / name, kind=kind)
+        if not isinstance(result, tuple):
+            with pytest.raises(result, match=rf"{name}/a\.parquet"):
+                build_corpus(recipe, tmp_path / name, workers=1)
+            continue
+        funnel = build_corpus(recipe, tmp_path / name, workers=1).counts["funnel"].values()
+        dropped = {reason: told["documents"] for subset in funnel for reason, told in subset["dropped"].items()}
+        assert (sum(subset["documents_out"] for subset in funnel), dropped) == result, name
+
+
+def test_a_damaged_part_of_a_corpus_is_named(built: Path, tmp_path: Path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(built.with_name("shards-corpus"), corpus)
+    part = corpus / "documents" / "part_00000.parquet"
+    data = bytearray(part.read_bytes())
+    for at in (
+        m.start() for m in re.finditer(re.escape(b"\x28\xb5\x2f\xfd"), bytes(data))
+    ):  # every page is a zstd frame
+        data[at + 4 : at + 12] = b"\xff" * 8
+    part.write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"part_00000\.parquet cannot be read .*restore it or build it again"):
+        list(read_texts(corpus))
+    table = DocumentTable(corpus / "documents", ("text",))
+    with pytest.raises(DamagedFileError, match=r"part_00000\.parquet cannot be read"):
+        table.lines([0])
+    with pytest.raises(DamagedFileError, match=r"part_00000\.parquet cannot be read"):
+        [list(read()) for _, read in table.texts()]
+
+
+def test_a_text_file_for_a_tokenizer_is_read_in_pieces_and_named_if_it_is_no_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(corpus_module, "LINE_CHARACTERS", 10)
+    (tmp_path / "a.txt").write_text("short\n" + "x" * 25 + "\nend")
+    assert list(read_texts(tmp_path / "a.txt")) == ["short", "x" * 10, "x" * 10, "x" * 5, "end"]
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait\n")
+    with pytest.raises(InputError, match=r"a\.txt is not UTF-8"):
+        list(read_texts(tmp_path / "a.txt"))

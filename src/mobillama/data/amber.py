@@ -19,6 +19,7 @@ from mobillama.data.compressed import DAMAGE, open_bytes
 from mobillama.errors import DamagedFileError, InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+MOST_BYTES = 64 << 20  # of a line: millions of ids
 NAME = re.compile(r"train_(\d+)\.jsonl(\.gz|\.zst)?")
 SOURCE = re.compile(rb'"source"\s*:\s*"([^"\\]*)"')
 
@@ -51,11 +52,20 @@ def list_files(given: Sequence[Path]) -> list[Path]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines of a file with their numbers, from 1. Error: DamagedFileError for a file that is cut short."""
+    """Lines of a file with their numbers, from 1.
+
+    Errors: DamagedFileError for a file that is cut short, InputError for a line of more than MOST_BYTES.
+    """
     number = 0
     try:
         with open_bytes(path) as file:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(MOST_BYTES):
+                number += 1
+                if len(line) == MOST_BYTES and not line.endswith(b"\n"):
+                    raise InputError(
+                        f"{path} line {number}: longer than {MOST_BYTES} bytes, which no row of ids is; give Amber's "
+                        "files, with a row a line"
+                    )
                 yield number, line
     except DAMAGE as error:
         raise DamagedFileError(

@@ -66,7 +66,7 @@ def damaged_file(
 ) -> Document:
     """What of a file cannot be read, as one dropped document behind its record `number`. Error: `error` by default."""
     if task.source.damaged_files == "stop":
-        raise error(f"{where}{found}, or keep what can be read with source.damaged_files=drop")
+        raise error(f"{where}{found}, or set source.damaged_files=drop to keep what can be read")
     document = raw_document(task, name, number + 1, None, dropped="damaged_file")
     document.metadata["why"] = f"{name}{found}"
     return document

@@ -7,16 +7,15 @@ data sets that lm-evaluation-harness reads; the split is the one that is scored.
 from __future__ import annotations
 
 import ast
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mobillama import manifest
 from mobillama.config import CleanConfig, external_folder
+from mobillama.data.compressed import DAMAGE, open_bytes
 from mobillama.errors import DamagedFileError, InputError
 
 Record = dict[str, Any]
@@ -101,17 +100,18 @@ def items(folder: Path, name: str) -> Iterator[list[str]]:
     """
     for path in _files(folder, name):
         try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
+            with open_bytes(path) as file:
                 for number, line in enumerate(file, 1):
                     try:
                         found = BENCHMARKS[name][1](json.loads(line))
                     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
                         raise InputError(
-                            f"{path}, line {number}: found {line[:80]!r}; expected an item of {name} with the "
-                            f"columns of its Hugging Face data set ({type(error).__name__}: {error}): put that there"
+                            f"{path}, line {number}: found {str(line[:80], 'utf-8', 'replace')!r}; expected an item of "
+                            f"{name} with the columns of its Hugging Face data set ({type(error).__name__}: {error}): "
+                            "put that there"
                         ) from None
                     yield from found
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except DAMAGE as error:
             if not is_gzip(path):
                 raise InputError(f"{path} is not compressed, though its name says so; compress it with gzip") from None
             raise DamagedFileError(f"{path} cannot be decompressed ({error}); fetch the file again") from None

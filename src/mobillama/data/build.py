@@ -21,6 +21,7 @@ from mobillama.errors import InputError, missing_extra
 try:
     from mobillama.data.corpus import build_corpus, clear_strays, drop_work, work_folder
     from mobillama.data.display import Display
+    from mobillama.data.documents import reading
     from mobillama.data.encode import SPLITS, Encode, TrainTokenizer, load_tokenizer
     from mobillama.data.executor import Executor, OnProgress, make_executor, run_stage
     from mobillama.data.header import Header
@@ -149,7 +150,10 @@ def _encode(
 ) -> float:
     import pyarrow.parquet as parquet
 
-    documents = [parquet.read_metadata(path).num_rows for path in parts]
+    documents = []
+    for path in parts:
+        with reading(path):
+            documents.append(parquet.read_metadata(path).num_rows)
     firsts = np.cumsum([0, *documents])[:-1].tolist()
     step = Encode(
         list(parts),

@@ -25,6 +25,7 @@ from mobillama.data.benchmarks import benchmarks_folder, describe_benchmarks
 from mobillama.data.clean import Filter, Normalise
 from mobillama.data.clocks import read_seconds
 from mobillama.data.dedup import FindDuplicates, buckets, merge_duplicates
+from mobillama.data.documents import reading
 from mobillama.data.executor import Executor, OnProgress, Progress, run_stage
 from mobillama.data.funnel import Repeats, make_funnel
 from mobillama.data.ingest import Read
@@ -40,6 +41,9 @@ from mobillama.errors import InputError
 
 if TYPE_CHECKING:
     from mobillama.tokenizer.tokenizer import Tokenizer
+
+
+LINE_CHARACTERS = 16 << 20  # of a text file that are held at once
 
 
 class CorpusSettings(Section):
@@ -235,15 +239,23 @@ def _check_subsets(recipe: DataRecipe, tasks: Sequence[Task]) -> None:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """The texts of a corpus artefact in order, or the lines of a text file."""
+    """The texts of a corpus artefact in order, or the lines of a text file, of which a very long one comes in pieces.
+
+    Errors: InputError for a text file that is no UTF-8, DamagedFileError for a part that cannot be read.
+    """
     if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            yield from (line.rstrip("\n") for line in file)
+        try:
+            with path.open(encoding="utf-8") as file:
+                while line := file.readline(LINE_CHARACTERS):
+                    yield line.rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 ({error.reason}); convert it, or give a corpus") from None
         return
     manifest.read(path, "corpus")
     for part in sorted((path / "documents").glob("*.parquet")):
-        for batch in parquet.ParquetFile(part).iter_batches(64, columns=["text"]):
-            yield from (text.as_py() for text in batch.column(0))
+        with reading(part):
+            for batch in parquet.ParquetFile(part).iter_batches(64, columns=["text"]):
+                yield from (text.as_py() for text in batch.column(0))
 
 
 def work_folder(out: Path, plan: dict[str, Any], recipe: type[Section] | None = None) -> Path:

@@ -6,15 +6,30 @@ Document n of the table is what a span's `span_document` names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobillama.errors import DamagedFileError, missing_extra
+from mobillama.errors import DamagedFileError, MobillamaError, missing_extra
 
 GROUPS_KEPT = 64
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What pyarrow says of a Parquet file of ours that cannot be read, as a DamagedFileError that names it."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, MobillamaError) or (isinstance(error, OSError) and error.errno):
+            raise
+        words = " ".join(str(error).split())
+        raise DamagedFileError(f"{path} cannot be read ({words}); restore it or build it again") from None
 
 
 class DocumentTable:
@@ -23,19 +38,18 @@ class DocumentTable:
     def __init__(self, folder: Path, columns: tuple[str, ...] | None = None) -> None:
         """Read the footers of all parts. Error: DamagedFileError naming a part that cannot be read."""
         try:
-            import pyarrow
             import pyarrow.parquet as parquet
         except ImportError as error:
             raise missing_extra("data", error) from None
         self.folder, self.columns = folder, list(columns) if columns else None
         self._files: list[Any] = []
+        self._paths: list[Path] = []
         self._groups: list[tuple[int, int]] = []  # file, row group
         sizes = []
         for path in sorted(folder.glob("*.parquet")):
-            try:
+            with reading(path):
                 file = parquet.ParquetFile(path, memory_map=True)
-            except (OSError, pyarrow.ArrowException) as error:
-                raise DamagedFileError(f"{path} cannot be read ({error}); restore it or build it again") from None
+            self._paths.append(path)
             for group in range(file.metadata.num_row_groups):
                 self._groups.append((len(self._files), group))
                 sizes.append(file.metadata.row_group(group).num_rows)
@@ -63,8 +77,10 @@ class DocumentTable:
         wanted = value.encode("utf-8", "surrogatepass")
         found: list[int] = []
         start = 0
-        for file in self._files:
-            for array in file.read(columns=[column]).column(0).chunks:
+        for path, file in zip(self._paths, self._files, strict=True):
+            with reading(path):
+                chunks = file.read(columns=[column]).column(0).chunks
+            for array in chunks:
                 if not len(array):
                     continue
                 offsets, data = _strings(array)
@@ -80,19 +96,22 @@ class DocumentTable:
         texts end to end.
         """
         first = 0
-        for file in self._files:
-            yield first, partial(_read_texts, file, first)
+        for path, file in zip(self._paths, self._files, strict=True):
+            yield first, partial(_read_texts, path, file, first)
             first += file.metadata.num_rows
 
     def _read_group(self, place: int) -> dict[str, Any]:
         file, group = self._groups[place]
-        table = self._files[file].read_row_group(group, columns=self.columns)
+        with reading(self._paths[file]):
+            table = self._files[file].read_row_group(group, columns=self.columns)
         return {name: table.column(name) for name in table.column_names}
 
 
-def _read_texts(file: Any, number: int) -> Iterator[tuple[int, Any, Any]]:
+def _read_texts(path: Path, file: Any, number: int) -> Iterator[tuple[int, Any, Any]]:
     for group in range(file.metadata.num_row_groups):
-        for array in file.read_row_group(group, columns=["text"]).column(0).chunks:
+        with reading(path):
+            chunks = file.read_row_group(group, columns=["text"]).column(0).chunks
+        for array in chunks:
             if len(array):
                 yield number, *_strings(array)
             number += len(array)

@@ -22,6 +22,7 @@ from datatrove.pipeline.base import PipelineStep
 from numpy.typing import NDArray
 
 from mobillama.data import document_lines
+from mobillama.data.documents import reading
 from mobillama.data.merge import part_name
 from mobillama.data.parts import replacing, write_table
 from mobillama.data.tensors import lay_out, write_arrays
@@ -62,11 +63,12 @@ class TrainTokenizer(PipelineStep):  # type: ignore[misc]
     def _texts(self) -> Iterator[str]:
         number = 0
         for path in self.parts:
-            for batch in parquet.ParquetFile(path).iter_batches(64, columns=["text"]):
-                for text in batch.column(0):
-                    number += 1
-                    if int(number * self.share) > int((number - 1) * self.share):
-                        yield text.as_py()
+            with reading(path):
+                for batch in parquet.ParquetFile(path).iter_batches(64, columns=["text"]):
+                    for text in batch.column(0):
+                        number += 1
+                        if int(number * self.share) > int((number - 1) * self.share):
+                            yield text.as_py()
 
 
 class Encode(PipelineStep):  # type: ignore[misc]
@@ -86,7 +88,7 @@ class Encode(PipelineStep):  # type: ignore[misc]
         self.table.mkdir(parents=True, exist_ok=True)
         flat = {split: Flat(self.tokenizer) for split in SPLITS}
         number, tokens, splits = self.firsts[rank], [], []
-        with self.counter.of(rank) as done:
+        with self.counter.of(rank) as done, reading(self.parts[rank]):
             for batch in parquet.ParquetFile(self.parts[rank]).iter_batches(64, columns=["text", "id"]):
                 for text, key in zip(batch.column(0), batch.column(1), strict=True):
                     split = SPLITS[is_held_out(key.as_py(), self.share)]
@@ -97,7 +99,8 @@ class Encode(PipelineStep):  # type: ignore[misc]
                     number += 1
         for split, file in flat.items():
             file.write(self.out / f"{rank:05d}.{split}")
-        table = parquet.read_table(self.parts[rank], columns=TABLE_COLUMNS)
+        with reading(self.parts[rank]):
+            table = parquet.read_table(self.parts[rank], columns=TABLE_COLUMNS)
         table = table.append_column("tokens", pyarrow.array(tokens, pyarrow.uint64()))
         table = table.append_column("split", pyarrow.array(splits, pyarrow.large_string()))
         write_table(self.table / part_name(rank), table)
