@@ -5,6 +5,7 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "failure.h"
@@ -17,8 +18,25 @@ namespace mobillama {
 
 namespace {
 
+// The library's words for C and Python, and those of the command line for the same.
+constexpr std::pair<std::string_view, std::string_view> kWords[] = {
+    {"threads=", "--threads "},
+    {"max_tokens=", "--context "},
+    {"temperature=", "--temperature "},
+    {"top_k=", "--top-k "},
+    {"top_p=", "--top-p "},
+    {"repetition_penalty=", "--repetition-penalty "},
+    {"kv_type=", "--kv "},
+    {" (in Python, ignore_keys)", ""},
+};
+
 void need(mobillama_status status) {
-  if (status != MOBILLAMA_OK) throw Failure(status, mobillama_last_error());
+  if (status == MOBILLAMA_OK) return;
+  std::string text = mobillama_last_error();
+  for (const auto& [theirs, ours] : kWords) {
+    if (const size_t at = text.find(theirs); at != std::string::npos) text.replace(at, theirs.size(), ours);
+  }
+  throw Failure(status, text);
 }
 
 class Clock {
@@ -127,6 +145,10 @@ Result generate(const Options& options, Interruption& interruption, const std::f
   context_options.kv_type = options.kv;
   const Context context(model.get(), context_options, interruption);
   const int32_t most = options.context > 0 ? options.context : result.model.context_length;
+  if (result.prompt_tokens > most) {
+    fail(MOBILLAMA_INVALID, "the prompt has %d ids, more than the %d of %s; give a shorter one, or a larger --context",
+         result.prompt_tokens, most, options.context > 0 ? "--context" : "the model's context");
+  }
 
   const auto emit = [&](const std::string& text) {
     result.text += text;

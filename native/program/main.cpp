@@ -8,6 +8,7 @@
 #include "file.h"
 #include "generate.h"
 #include "gguf.h"
+#include "printable.h"
 #include "prompt.h"
 #include "report.h"
 #include "text_stream.h"
@@ -93,12 +94,12 @@ int main(int argc, char** argv) {
     if (!std::cout) throw std::runtime_error("stdout cannot be written to");
     return code;
   } catch (const mobillama::UsageError& error) {
-    std::cerr << "mobillama-run: " << error.what() << '\n';
+    std::cerr << "mobillama-run: " << mobillama::printable(error.what()) << '\n';
     return mobillama::kUsageError;
   } catch (const std::bad_alloc&) {
     std::cerr << "mobillama-run: the system gives no more memory\n";
   } catch (const std::exception& error) {
-    std::cerr << "mobillama-run: " << error.what() << '\n';
+    std::cerr << "mobillama-run: " << mobillama::printable(error.what()) << '\n';
   }
   return mobillama::kError;
 }

@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <fstream>
 
+#include "printable.h"
+
 namespace mobillama {
 
 namespace {
@@ -62,7 +64,7 @@ std::string summary(const Result& result, std::optional<int64_t> peak) {
   if (!result.tokens.empty()) out += ", decode " + format("%.1f tokens/s", decode_rate(result));
   if (peak) out += ", peak memory " + format("%.1f MB", double(*peak) / 1e6);
   out += std::string("; ") + result.model.isa;
-  for (const std::string& key : result.ignored_keys) out += "; ignored key " + key;
+  for (const std::string& key : result.ignored_keys) out += "; ignored key " + printable(key);
   return out;
 }
 

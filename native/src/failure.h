@@ -7,12 +7,13 @@
 #include <string>
 
 #include "mobillama.h"
+#include "printable.h"
 
 namespace mobillama {
 
 struct Failure : std::runtime_error {
   mobillama_status status;
-  Failure(mobillama_status status, const std::string& text) : std::runtime_error(text), status(status) {}
+  Failure(mobillama_status status, const std::string& text) : std::runtime_error(printable(text)), status(status) {}
 };
 
 // printf-style: found, expected, what to do.

@@ -11,6 +11,7 @@
 
 #include "failure.h"
 #include "file.h"
+#include "printable.h"
 
 namespace mobillama::format {
 
@@ -26,11 +27,9 @@ inline constexpr const char* value_names[NUM_VALUE_TYPES] = {"uint8",  "int8",  
                                                              "uint64", "int64",   "float64"};
 inline constexpr int scalar_bytes[NUM_VALUE_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};  // 0: not a scalar
 
-// A name out of a file for a message: in quotes, nothing unprintable, not too long.
+// A name out of a file for a message: in quotes, nothing that steers a terminal, not too long.
 inline std::string shown(std::string_view name) {
-  std::string text = "'";
-  for (const char c : name.substr(0, 80)) text += c >= ' ' && c <= '~' ? c : '?';
-  return text + (name.size() > 80 ? "...'" : "'");
+  return "'" + printable(name.substr(0, 80)) + (name.size() > 80 ? "...'" : "'");
 }
 
 template <typename T>

@@ -12,16 +12,37 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 
+def printable(text: str, kept: str = "") -> str:
+    r"""The text with what would steer a terminal escaped: control characters, half surrogates, marks that turn a line.
+
+    kept: characters that stay all the same.
+
+    >>> printable("key 'a\x1b[2Jb'")
+    "key 'a\\x1b[2Jb'"
+    """
+    return "".join(one if one.isprintable() or one in kept else one.encode("unicode_escape").decode() for one in text)
+
+
 class MobillamaError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can mend; what its words quote from a file cannot steer a terminal."""
+
+    kept = ""  # characters that its words may hold beside printable ones
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(printable(one, self.kept) if isinstance(one, str) else one for one in words))
 
 
 class MobillamaWarning(UserWarning):
     """Base of what a user should know of a result, though it was made; the command line prints it as a note."""
 
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(printable(one) if isinstance(one, str) else one for one in words))
+
 
 class RecipeError(MobillamaError, ValueError):
-    """A recipe, preset or command-line setting cannot be carried out as written."""
+    """A recipe, preset or command-line setting cannot be carried out as written; a line for each fault."""
+
+    kept = "\n"
 
 
 class InputError(MobillamaError, ValueError):

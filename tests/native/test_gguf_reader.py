@@ -162,7 +162,11 @@ BAD: dict[str, tuple[Draft, int, str]] = {
         "key 'k' is an array of arrays",
     ),
     "value type": (replace(SOUND, keys=(key("k", 13, b""),)), FORMAT, "key 'k' has value type 13"),
-    "unprintable name": (replace(SOUND, keys=(key("k\n\x1b\x00", 13, b""),)), FORMAT, "key 'k???' has value type"),
+    "unprintable name": (
+        replace(SOUND, keys=(key("k\n\x1b\x00", 13, b""),)),
+        FORMAT,
+        r"key 'k\x0a\x1b\x00' has value type",
+    ),
     "alignment 0": (
         replace(SOUND, keys=(key("general.alignment", U32, bytes(4)),)),
         FORMAT,

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from mobillama.cli.output import discard, replace_what_cannot_be_shown
 from mobillama.cli.short import run_short
-from mobillama.errors import MobillamaError, MobillamaWarning, missing_extra, naming
+from mobillama.errors import MobillamaError, MobillamaWarning, missing_extra, naming, printable
 
 __all__ = ["fail", "main"]
 
@@ -91,5 +91,6 @@ def show_warning(message: Warning | str, category: type[Warning], *where: Any, *
 
 def fail(message: str) -> NoReturn:
     """Print an error in the user's words and exit with status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    lines = printable(message, kept="\n")
+    print(f"error: {lines}", file=sys.stderr)
     sys.exit(2)

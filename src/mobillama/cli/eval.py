@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mobillama.cli.app import Json, app, show
-from mobillama.errors import InputError
+from mobillama.errors import InputError, printable
 
 if TYPE_CHECKING:
     from mobillama.eval.checkpoints import Stand
@@ -231,7 +231,7 @@ def opener(
             ignore_keys=ignore_key or (),
         )
         for key in subject.ignored_keys:
-            print(f"note: {model} is computed without its key {key}", file=sys.stderr)
+            print(f"note: {model} is computed without its key {printable(key)}", file=sys.stderr)
         return subject
 
     return opened

@@ -10,7 +10,7 @@ import typer
 
 from mobillama.cli.app import Json, app, show
 from mobillama.cli.prompts import read_prompts
-from mobillama.errors import InputError
+from mobillama.errors import InputError, printable
 
 
 @app.command()
@@ -92,6 +92,6 @@ def generate(
                 "\n---\n".join(one.prompt + one.text for one in answers),
             )
     for key in ignore_key or ():
-        print(f"note: {model} is computed without its key {key}", file=sys.stderr)
+        print(f"note: {model} is computed without its key {printable(key)}", file=sys.stderr)
     for note in notes:
         print(f"note: {note.message}", file=sys.stderr)
