@@ -44,7 +44,7 @@ def config_tree(config: ModelConfig, dtype: str, end_ids: Sequence[int] = (EOS_I
         "mlp_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": BOS_ID,
-        "eos_token_id": end_ids[0] if len(end_ids) == 1 else list(end_ids),
+        "eos_token_id": (end_ids[0] if len(end_ids) == 1 else list(end_ids)) if end_ids else None,
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
