@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import Any, NoReturn
 
-from mobillama.cli.output import discard, replace_what_cannot_be_shown
+from mobillama.cli.output import STDOUT, discard, replace_what_cannot_be_shown
 from mobillama.cli.short import run_short
 from mobillama.errors import MobillamaError, MobillamaWarning, missing_extra, naming, printable
 
@@ -60,7 +60,6 @@ def _fail_in_words(error: Exception) -> NoReturn:
     fail(found)
 
 
-STDOUT = "stdout"
 EXTRA_OF = {
     "torch": "train",
     "safetensors": "train",

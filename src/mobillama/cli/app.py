@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import mobillama
-from mobillama.cli.output import to_json
+from mobillama.cli.output import STDOUT, to_json
+from mobillama.errors import naming
 
 if TYPE_CHECKING:
     from mobillama.config import Section
@@ -41,7 +42,8 @@ Workers = Annotated[int, typer.Option(min=0, help="Worker processes; 0 = one per
 
 def show(result: dict[str, Any], as_json: bool, text: str) -> None:
     """Print a command's result: one JSON object, or words."""
-    print(to_json(result) if as_json else text)
+    with naming(STDOUT):
+        print(to_json(result) if as_json else text)
 
 
 def show_recipe(recipe: Section, **more: Any) -> None:

@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+STDOUT = "stdout"  # as errors name it
+
 
 def replace_what_cannot_be_shown() -> None:
     """Let stdout show a replacement for a character that its encoding lacks; stderr does so already."""
