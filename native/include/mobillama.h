@@ -41,7 +41,7 @@ typedef enum {
   MOBILLAMA_MEMORY = 5,      /* the system gives no more memory */
   MOBILLAMA_FULL = 6,        /* the tokens do not fit into the sequence */
   MOBILLAMA_BUSY = 7,        /* another thread is inside this context */
-  MOBILLAMA_CANCELLED = 8    /* mobillama_cancel was called; the sequences are as before the call */
+  MOBILLAMA_CANCELLED = 8    /* mobillama_cancel or _stop was called; the sequences are as before the call */
 } mobillama_status;
 
 typedef struct mobillama_model mobillama_model;
