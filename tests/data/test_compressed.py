@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -13,7 +14,17 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mobillama.data.compressed import BUFFER, DAMAGE, LARGEST_WINDOW, decompressed, printable, trailing, window_bytes
+from mobillama.data import compressed
+from mobillama.data.compressed import (
+    BUFFER,
+    DAMAGE,
+    LARGEST_WINDOW,
+    decompressed,
+    opened,
+    printable,
+    trailing,
+    window_bytes,
+)
 from mobillama.errors import InputError
 
 TEXT = b"".join(b'{"text": "line %d"}\n' % number for number in range(2000))
@@ -185,3 +196,27 @@ def test_the_window_of_a_file_is_known_from_its_beginning(tmp_path: Path):
     for name, (data, window) in made.items():
         (tmp_path / name).write_bytes(data)
         assert window_bytes(tmp_path / name) == window, name
+
+
+def test_memory_above_the_bound_of_xz_is_named_as_that(monkeypatch: pytest.MonkeyPatch):
+    data = lzma.compress(TEXT, preset=9)
+    monkeypatch.setattr(compressed, "LARGEST_WINDOW", 1 << 20)
+    with pytest.raises(InputError, match=r"a\.jsonl needs more than 1 MiB of memory to be decompressed"):
+        read(data)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error")]
+)
+def test_a_file_that_cannot_be_opened_is_named_with_the_systems_words(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "open", fail)
+    with (
+        pytest.raises(InputError, match=rf"a\.jsonl cannot be opened \({error.strerror}\)"),
+        opened(tmp_path / "a.jsonl"),
+    ):
+        pass

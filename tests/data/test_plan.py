@@ -143,3 +143,15 @@ def test_the_command_tells_which_recipe_is_meant(recipe: DataRecipe, tmp_path: P
     assert set(json.loads(done.stdout)["subsets"]) == {"book", "web"}
     words = run(app, ["plan", str(path), "--workers", "3"]).stdout
     assert "on 3 workers" in words and "bytes a token" in words
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_sample_cuts_off_itself_is_no_bad_record(packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = b"".join(b'{"text": "document %d of many"}\n' % number for number in range(2000)) + b"\n"
+    data = b'{"text": null}\n' + data
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    monkeypatch.setattr(sample, "COUNT_BYTES", path.stat().st_size // 2 + 7)
+    tasks = list_tasks(SourceConfig(root=str(tmp_path), damaged_files="drop"))
+    found = sample.take_sample("a", tasks, tmp_path / "sample", 1 << 20)
+    assert found.reasons == {"no_text": 1} and 500 < found.documents < 1600

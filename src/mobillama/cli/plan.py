@@ -138,6 +138,10 @@ def data_words(result: dict[str, Any]) -> str:
     for name, told in result["subsets"].items():
         reasons.setdefault(told["why"], []).append(name)
     lines += [f"{', '.join(names)}: {why}" for why, names in reasons.items() if why]
+    for name, told in result["subsets"].items():
+        if told["dropped"]:
+            dropped = ", ".join(f"{reason} {number:,}" for reason, number in sorted(told["dropped"].items()))
+            lines.append(f"{name}: dropped of the sample: {dropped}")
     if result["mix_distance"] is not None:
         lines.append(f"mix: {result['mix_distance']:.3f} from the target (total variation distance, 0 to 1)")
     disk = result["disk"]

@@ -209,7 +209,7 @@ def _describe(
         "tokens_plus_minus": None,
         "kept_documents": None,
         "sample_documents": 0,
-        "dropped": {},
+        "dropped": dict(sample.reasons) if sample else {},
     }
     if sample is None or measured is None or not sample.sizes:
         return told

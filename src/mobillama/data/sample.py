@@ -116,7 +116,8 @@ def _choose(tasks: list[Task], root: Path) -> tuple[list[Task], bool]:
         while left and (data := file.read(min(left, 1 << 20))):
             out.write(data)
             left -= len(data)
-    return [replace(chosen[0], paths=(beginning,))], path.stat().st_size > COUNT_BYTES
+    strict = chosen[0].source.model_copy(update={"damaged_files": "stop"})  # the damage is ours
+    return [replace(chosen[0], paths=(beginning,), source=strict)], path.stat().st_size > COUNT_BYTES
 
 
 def _sizes(tasks: Iterable[Task], cut: bool) -> Iterator[int]:
@@ -126,12 +127,20 @@ def _sizes(tasks: Iterable[Task], cut: bool) -> Iterator[int]:
 
 
 def _read(task: Task, cut: bool) -> Iterator[Document]:
-    """The documents of a task; of a file that was cut, those before the cut."""
-    try:
+    """The documents of a task; of a file that was cut here, those before the cut."""
+    if not cut:
         yield from read_task(task)
-    except MobillamaError:
-        if not cut:
-            raise
+        return
+    last: Document | None = None
+    try:
+        for document in read_task(task):
+            if last is not None:
+                yield last
+            last = document
+    except MobillamaError:  # where a compressed file was cut
+        pass
+    if last is not None and "why" not in last.metadata:  # else the line that was cut
+        yield last
 
 
 def _write(subset: str, documents: Iterable[Document], root: Path, sample: Sample) -> None:
