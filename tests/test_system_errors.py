@@ -132,7 +132,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_what_a_terminal_cannot_print_is_replaced(recipe: Path, encoding: str, words: list[str]) -> None:
     done = subprocess.run(
         [*COMMAND, *(str(recipe) if word == "RECIPE" else word for word in words)],
-        env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"},
+        env={**os.environ, "PYTHONIOENCODING": encoding},
         capture_output=True,
     )
     assert b"Traceback" not in done.stderr
