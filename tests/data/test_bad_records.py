@@ -338,12 +338,8 @@ def test_a_share_of_bad_records_ends_the_build_which_goes_on_with_a_larger_one(
         run(max_bad_share=0.2)
     with pytest.raises(InputError, match="source stops at bad records, and 16 were found"):
         run(bad_records="stop")
-    made = run(max_bad_share=0.21)
+    run(max_bad_share=0.21)
     assert first["clean"].tasks_done == first["clean"].tasks == 2
-    again = build_shards(
-        make_recipe(raw, max_record_bytes=MOST, max_bad_share=0.21), tmp_path / "again", tokenizer=tokenizer
-    )
-    assert made.files == again.files
 
 
 def test_documents_with_one_id_that_are_all_held_out_are_named_as_that(tmp_path: Path, build: Callable[..., Path]):

@@ -17,6 +17,7 @@ from samples import make_documents, make_recipe, write_jsonl
 
 from mobillama import manifest
 from mobillama.cli.data import list_files
+from mobillama.cli.plan import data_words
 from mobillama.config import SourceConfig
 from mobillama.data.ingest import read_task
 from mobillama.data.plan import plan_data
@@ -47,7 +48,7 @@ def test_json_lines_are_read_whatever_they_are_called_and_packed(tmp_path: Path)
 
 
 def test_what_a_folder_holds_beside_is_counted_in_every_place_that_shows_it(
-    tmp_path: Path, build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, built: Path
+    tmp_path: Path, build: Callable[..., Path], built: Path
 ):
     root = tmp_path / "in"
     write_jsonl(root / "a.jsonl", make_documents("a", 30))
@@ -76,8 +77,24 @@ def test_what_a_folder_holds_beside_is_counted_in_every_place_that_shows_it(
     counts = manifest.read(build(root).with_name("shards-corpus")).counts
     assert counts["unread"] == expected
     assert manifest.read(built.with_name("shards-corpus")).counts["unread"] == {}
+
+
+@pytest.mark.slow
+def test_a_plan_says_what_is_not_read_and_what_a_window_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Path
+):
+    long = zstandard.ZstdCompressionParameters.from_level(1, window_log=27)
+    packer = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    lines = "".join(json.dumps(record) + "\n" for record in make_documents("a", 30)).encode()
+    (tmp_path / "a.jsonl.zst").write_bytes(packer.compress(lines) + packer.flush())
+    (tmp_path / "b.csv").write_bytes(b"1")
     monkeypatch.setenv("MOBILLAMA_TOKENIZER", str(built / "tokenizer"))
-    assert plan_data(make_recipe(root), workers=1)["unread"] == expected
+    plan = plan_data(make_recipe(tmp_path), workers=1)
+    assert plan["unread"] == {".csv": {"files": 1, "bytes": 1}}
+    assert plan["memory"]["window"] == 1 << 27
+    words = data_words(plan)
+    assert "not read, being of another kind: 1 files, 1 bytes (.csv 1)" in words
+    assert "memory of a worker, reading: at most" in words
 
 
 def test_hidden_files_of_a_folder_are_not_read_and_counted(tmp_path: Path):
