@@ -127,19 +127,21 @@ def ours(call: Any) -> Any:
 def test_program_and_package_give_the_same_ids_and_texts(name: str, tmp_path: Path, seed: int) -> None:
     file = write(tmp_path / "odd.gguf", ODD[name])
     tokenizer = ours(lambda: read_tokenizer(file))
-    many = texts(seed, 250)
+    many = texts(seed, 150)
     covers = {*ALL_BYTES, (SPACE, NORMAL)} <= set(ODD[name].rows)  # no text needs the unknown id, a space is one byte
     if name in REFUSED:
         words = run(file, "--tokenize", stdin=b"a").stderr.decode().removeprefix("mobillama-run: ").strip()
         assert isinstance(tokenizer, str) and words and words in tokenizer
         return
+    assert len(tokenizer.digest) == 64
     expected = [ours(lambda text=text: tokenizer.encode(text)) for text in many]
     if any(isinstance(ids, str) for ids in expected):  # some text has no ids: one at a time
         assert name == "no bytes, no unknown id"
         for text, ids in zip(many[:40], expected, strict=False):
             done = run(file, "--tokenize", stdin=text.encode())
             if isinstance(ids, str):
-                assert ids.partition(":")[0] in done.stderr.decode()
+                words = ids.partition(":")[0].replace("\\n", "\\x0a")  # as the program escapes a new line
+                assert words in done.stderr.decode()
             else:
                 assert done.stdout.decode().split() == list(map(str, ids)), f"seed {seed}: {text!r}"
         return
@@ -223,7 +225,7 @@ def test_a_prompt_begins_and_ends_as_the_file_says(
         text = tokenizer.encode(prompt)
         expected = [1] * (adds_bos is not False) + text + [2] * (adds_eos is True)
         assert tokenizer.encode_prompt(prompt) == expected
-        for seed in range(4):
+        for seed in range(2):
             found = model.complete([prompt], max_new_tokens=40, temperature=3.0, top_p=1.0, seed=seed)[0]
             options = (file, "-p", prompt, "-n", "40", "--threads", "1", "--json")
             done = run(*options, "--temperature", "3.0", "--top-p", "1.0", "--seed", str(seed))

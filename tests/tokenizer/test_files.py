@@ -74,15 +74,21 @@ def test_a_tokenizer_json_from_elsewhere_loads(small: Tokenizer, tmp_path: Path)
     """The forms in circulation: control pieces added, a begin id put before, merges as strings, Metaspace."""
     tree = small.tree
     tree["added_tokens"] = [{"id": 1, "content": "<s>", "special": True}]
-    tree["post_processor"] = {"type": "TemplateProcessing"}
+    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    tree["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
     tree["model"]["merges"] = [" ".join(merge) for merge in tree["model"]["merges"]]
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(tree))
-    assert Tokenizer.load(path).digest == small.digest
+    assert Tokenizer.load(path).text_digest == small.digest
+    assert Tokenizer.load(path).encode_prompt("a") == [1, *small.encode("a")]
     tree["normalizer"] = None
     tree["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
     path.write_text(json.dumps(tree))
-    assert Tokenizer.load(path).digest == small.digest
+    assert Tokenizer.load(path).encode("a  b") == small.encode("a  b")
 
 
 def test_a_tokenizer_survives_pickling(small: Tokenizer) -> None:

@@ -99,7 +99,7 @@ def measure(
     """
     source, shards = Folder(find_folder(model)), read_shards(data)
     if source.tokenizer is not None:
-        require_tokenizer(shards, source.tokenizer.digest, model)
+        require_tokenizer(shards, source.tokenizer.text_digest, model)
     tied, most = source.config.tie_word_embeddings, source.config.max_position_embeddings
     chosen = cases(types, tied=tied)
     for case in chosen:

@@ -301,7 +301,7 @@ def same_tokenizer(subject: Subject, shards: Any) -> None:
     """Raise InputError where the model's tokenizer is known not to be that of the shards."""
     from mobillama.data.shards import require_tokenizer
 
-    if (digest := getattr(subject.encoder, "digest", None)) is not None:
+    if (digest := getattr(subject.encoder, "text_digest", None)) is not None:
         require_tokenizer(shards, digest, subject.name)
 
 

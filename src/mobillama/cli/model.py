@@ -110,7 +110,7 @@ def collect_importance(model: str, data: Path) -> dict[str, Any]:
     from mobillama.train.validate import choose_rows
 
     shards = read_shards(data)
-    require_tokenizer(shards, Tokenizer.load(find_folder(model)).digest, model)
+    require_tokenizer(shards, Tokenizer.load(find_folder(model)).text_digest, model)
     rows = shards.train_rows(choose_rows(shards.num_rows, calibration.ROWS))
     return dict(calibration.collect_importance(model, rows[:, :-1]))
 

@@ -129,9 +129,10 @@ def _given_tokenizer(recipe: DataRecipe, tokenizer: Tokenizer | None) -> Tokeniz
     """The tokenizer that is there before the build, or None if the recipe trains one. Asked before anything runs."""
     config = recipe.tokenizer
     if tokenizer is not None or not config.train_vocab_size:
-        return tokenizer or load_tokenizer(
+        found = tokenizer or load_tokenizer(
             external_folder("tokenizer.root", config.root, "MOBILLAMA_TOKENIZER").resolve()
         )
+        return found.for_documents()
     if config.root:
         raise InputError(
             f"tokenizer.root={config.root!r} and tokenizer.train_vocab_size={config.train_vocab_size} exclude each "

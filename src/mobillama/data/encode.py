@@ -36,8 +36,17 @@ TABLE_COLUMNS = ["source", "id", "url", "license", "file", "record", "raw_sha256
 
 @lru_cache(maxsize=2)
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """A tokenizer, loaded once per process (workers that are forked find it loaded)."""
-    return tokenizers.Tokenizer.load(folder)
+    """A tokenizer for documents, loaded once per process (workers that are forked find it loaded).
+
+    Error: InputError for one whose ids do not spell a document byte for byte, by which look-ups find their places.
+    """
+    found = tokenizers.Tokenizer.load(folder).for_documents()
+    if not found.vocabulary.spells:
+        raise InputError(
+            f"the tokenizer in {folder} puts spaces behind pieces that it finds in a text, or takes some away, so that "
+            "its ids do not spell a document; expected one without such added tokens, such as the base model's"
+        )
+    return found
 
 
 def is_held_out(document_id: str, share: float) -> bool:

@@ -94,5 +94,5 @@ def load_pieces(folder: Path, digest: str) -> Pieces:
     from mobillama.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    require_tokenizer(read_shards(folder), tokenizer.digest, folder / "tokenizer")
+    require_tokenizer(read_shards(folder), tokenizer.text_digest, folder / "tokenizer")
     return Pieces.of(tokenizer)

@@ -53,7 +53,13 @@ def to_gguf(vocab: Vocabulary, size: int) -> GgufVocabulary:
             "expected the tokenizer that the model was trained with"
         )
     fillers = [FILLER.format(id_) for id_ in range(len(vocab.pieces), size)]
-    for piece in vocab.matched:
+    found = [piece for piece in vocab.matched if not piece.special]
+    for piece in found:
+        if any(piece.content in other.content for other in vocab.matched if other.special):
+            raise InputError(
+                f"the tokenizer's piece {piece.id} {piece.content!r} is part of a special one's name, which stays text "
+                "as a whole; no GGUF file can say that: use the model's folder"
+            )
         spaced = piece.normalized and (SPACE in piece.content or " " in piece.content or vocab.prefix is Prefix.EACH)
         if piece.lstrip or piece.rstrip or spaced:
             raise InputError(

@@ -19,6 +19,7 @@ class Matched:
     normalized: bool = False  # found after the space was put in front and spaces became U+2581, else before
     lstrip: bool = False  # takes the white space before it too
     rstrip: bool = False  # and behind it
+    special: bool = False  # text that spells it stays text, as a whole: no other piece is found in it
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Matcher:
         at = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
             piece = self._pieces[match.group()]
+            if piece.special:
+                continue
             start, end = match.span()
             start = max(at, start)
             if piece.lstrip:

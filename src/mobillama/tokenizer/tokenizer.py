@@ -19,12 +19,12 @@ from mobillama.tokenizer import merging, vocabulary
 from mobillama.tokenizer.matching import Matched, Matcher, Part
 from mobillama.tokenizer.sentencepiece_model import Kind, read_model
 from mobillama.tokenizer.text_stream import TextStream, decode_bytes
+from mobillama.tokenizer.tokenizer_json import CONFIG_FILE, read_tokenizer_json
 from mobillama.tokenizer.training import learn
 from mobillama.tokenizer.vocabulary import BYTES, FILE, SPACE, UNKNOWN_SHOWN, Prefix, Vocabulary
 from mobillama.tokenizer.words import Words
 
 MODEL_FILE = "tokenizer.model"
-CONFIG_FILE = "tokenizer_config.json"
 SHORT = 256  # characters below which text is encoded as a whole
 
 
@@ -72,7 +72,7 @@ class Tokenizer:
             raise InputError(f"{path} does not exist; give a tokenizer's folder, {FILE} or {MODEL_FILE}")
         if path.suffix == ".model":
             return cls(vocabulary.from_sentencepiece(read_model(path), str(path)))
-        return cls(vocabulary.read_tokenizer_json(path))
+        return cls(read_tokenizer_json(path))
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary]]:
         return Tokenizer, (self.vocabulary,)
@@ -171,8 +171,17 @@ class Tokenizer:
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the `tokenizer.json` that `save` writes; of the vocabulary where no such file holds it."""
-        tree = self.tree if self.vocabulary.expressible else dataclasses.asdict(self.vocabulary)
-        return hashlib.sha256(manifest.canonical(tree)).hexdigest()
+        return _digest(self.vocabulary)
+
+    @cached_property
+    def text_digest(self) -> str:
+        """`digest`, were there nothing that belongs around a prompt: equal for tokenizers that give texts equal ids."""
+        return _digest(_for_documents(self.vocabulary))
+
+    def for_documents(self) -> Tokenizer:
+        """The same ids for texts, with nothing around a prompt: what models learn from documents, which have no <s>."""
+        vocab = _for_documents(self.vocabulary)
+        return self if vocab is self.vocabulary else Tokenizer(vocab)
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json`, and what transformers needs beside it, into a folder.
@@ -209,12 +218,14 @@ class Tokenizer:
             if raw.id is not None:
                 yield raw, ""
                 continue
-            normal = text[raw.start : raw.end].replace(SPACE, " ")
-            first = raw.start == 0
+            # Metaspace writes spaces as U+2581 after all pieces were found.
+            normal, first = text[raw.start : raw.end], raw.start == 0
+            if prefix not in (Prefix.FIRST, Prefix.ALWAYS):
+                normal = normal.replace(SPACE, " ")
             put = int(prefix is Prefix.EACH or (prefix is Prefix.START and first))
             for part in self._normalized.parts(" " * put + normal):
                 start, end = max(part.start - put, 0) + raw.start, part.end - put + raw.start
-                spaced = normal[start - raw.start : end - raw.start]
+                spaced = normal[start - raw.start : end - raw.start].replace(SPACE, " ")
                 if part.id is None and put and part.start == 0:
                     spaced = " " + spaced
                 elif part.id is None and not spaced.startswith(" "):
@@ -272,6 +283,17 @@ class Tokenizer:
         )
 
 
+def _for_documents(vocab: Vocabulary) -> Vocabulary:
+    plain = not vocab.adds_bos and not vocab.adds_eos
+    return vocab if plain else dataclasses.replace(vocab, adds_bos=False, adds_eos=False)
+
+
+def _digest(vocab: Vocabulary) -> str:
+    if vocab.expressible:
+        return hashlib.sha256(manifest.canonical(vocab.tree())).hexdigest()
+    return hashlib.sha256(json.dumps(dataclasses.asdict(vocab), sort_keys=True, default=sorted).encode()).hexdigest()
+
+
 def _covered(text: str, lengths: NDArray[np.int64], prefix: int) -> NDArray[np.int64]:
     """Bytes of `text` that ids cover (tokens,) which spell it with `prefix` spaces in front and plain ones inside."""
     width = np.ones(int(lengths.sum()), np.int64)  # bytes of text behind each byte of the spaced text
@@ -290,6 +312,8 @@ def _normalized(vocab: Vocabulary) -> list[Matched]:
 
     tokenizers normalizes such a piece as it does text: it has a space in front wherever text gets one.
     """
+    if vocab.prefix in (Prefix.FIRST, Prefix.ALWAYS):
+        return [piece for piece in vocab.matched if piece.normalized]
     front = " " * (vocab.prefix is Prefix.EACH)
     return [
         dataclasses.replace(piece, content=front + piece.content.replace(SPACE, " "))

@@ -6,15 +6,13 @@ before it and writing every space as U+2581; ids 0, 1, 2 are unknown, begin and 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import InputError
 from mobillama.tokenizer.matching import Matched
 from mobillama.tokenizer.sentencepiece_model import Kind, Piece, SentencePieceModel
 
@@ -101,6 +99,13 @@ class Vocabulary:
         """Whether a space is put before a text."""
         return self.prefix is not Prefix.NONE
 
+    @property
+    def spells(self) -> bool:
+        """Whether the bytes of a text's ids are the text's, but for one space in front."""
+        found = [piece for piece in self.matched if not piece.special]
+        inside = self.prefix in (Prefix.EACH, Prefix.ALWAYS)
+        return not found or not (inside or any(piece.lstrip or piece.rstrip for piece in found))
+
     def tree(self) -> dict[str, Any]:
         """The content of `tokenizer.json`.
 
@@ -126,7 +131,7 @@ class Vocabulary:
             "added_tokens": self._added(),
             "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]} if normalizers else None,
             "pre_tokenizer": None if normalizers else metaspace,
-            "post_processor": None,
+            "post_processor": self._template() if self.adds_bos or self.adds_eos else None,
             "decoder": {
                 "type": "Sequence",
                 "decoders": [restore, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
@@ -142,6 +147,27 @@ class Vocabulary:
                 "ignore_merges": False,
                 "vocab": {piece: id_ for id_, piece in enumerate(self.pieces)},
                 "merges": [list(merge) for merge in self.merges],
+            },
+        }
+
+    def _template(self) -> dict[str, Any]:
+        """What puts the begin and the end id around a prompt."""
+        ids = {name: id_ for name, id_ in self.specials._asdict().items() if id_ is not None}
+        first = [ids["bos"]] if self.adds_bos else []
+        last = [ids["eos"]] if self.adds_eos else []
+
+        def around(sequence: str, number: int) -> list[dict[str, Any]]:
+            names = [[self.pieces[id_] for id_ in some] for some in (first, last)]
+            before, after = ([{"SpecialToken": {"id": name, "type_id": number}} for name in some] for some in names)
+            return [*before, {"Sequence": {"id": sequence, "type_id": number}}, *after]
+
+        return {
+            "type": "TemplateProcessing",
+            "single": around("A", 0),
+            "pair": around("A", 0) + around("B", 1),
+            "special_tokens": {
+                self.pieces[id_]: {"id": self.pieces[id_], "ids": [id_], "tokens": [self.pieces[id_]]}
+                for id_ in (*first, *last)
             },
         }
 
@@ -161,7 +187,7 @@ class Vocabulary:
                 "lstrip": piece.lstrip,
                 "rstrip": piece.rstrip,
                 "normalized": piece.normalized,
-                "special": id_ in named,
+                "special": id_ in named or piece.special,
             }
             for id_, piece in sorted(found.items())
         ]
@@ -191,7 +217,7 @@ def from_sentencepiece(model: SentencePieceModel, origin: str) -> Vocabulary:
     `origin` names the file in errors. Error: InputError where ranks could not reproduce the order of the scores.
     """
     pieces = [piece.text for piece in model.pieces]
-    _check_pieces(pieces, origin)
+    check_pieces(pieces, origin)
     defined = (id_ for id_, piece in enumerate(model.pieces) if piece.kind is Kind.USER_DEFINED)
     return Vocabulary(
         pieces,
@@ -238,73 +264,13 @@ def _check_runs(texts: list[str], score: float, origin: str) -> None:
         )
 
 
-def read_tokenizer_json(path: Path) -> Vocabulary:
-    """The vocabulary in a `tokenizer.json`: one written here, or one of a LLaMA model from elsewhere.
-
-    Errors: DamagedFileError if it is no JSON, InputError if it is a tokenizer of another kind.
-    """
-    try:
-        tree = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedFileError(
-            f"{path} ({path.stat().st_size} bytes) is not whole JSON ({error}); restore it or make it again"
-        ) from None
-    model = tree.get("model") if isinstance(tree, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or "merges" not in model:
-        raise InputError(f"{path} is no tokenizer.json with a BPE model; give the file of a LLaMA-style tokenizer")
-    prefix = _dummy_prefix(tree)
-    if model.get("type", "BPE") != "BPE" or not model.get("byte_fallback") or prefix is None:
-        raise InputError(
-            f"{path} is a tokenizer of another kind (model {model.get('type')!r}, byte_fallback="
-            f"{model.get('byte_fallback')!r}); expected a byte-fallback BPE that writes spaces as {SPACE!r}, such as "
-            "LLaMA's: train one with `mobillama tokenizer train` or convert a tokenizer.model"
-        )
-    by_id = {id_: piece for piece, id_ in model["vocab"].items()}
-    if sorted(by_id) != list(range(len(model["vocab"]))):
-        raise InputError(f"{path}: the ids of its {len(model['vocab'])} pieces are not 0 to {len(model['vocab']) - 1}")
-    pieces = [by_id[id_] for id_ in range(len(by_id))]
-    extra = [token for token in tree.get("added_tokens") or [] if token["content"] not in model["vocab"]]
-    if extra:
-        raise InputError(
-            f"{path} adds {extra[0]['content']!r} (id {extra[0]['id']}) to its vocabulary of {len(pieces)} pieces; "
-            "expected added tokens that are pieces: use the tokenizer of the base model"
-        )
-    _check_pieces(pieces, str(path))
-    scheme = Prefix.EACH if prefix else Prefix.NONE
-    return Vocabulary(pieces, _merges(model["merges"], model["vocab"], path), scheme)
-
-
-def _merges(found: Iterable[Any], vocab: dict[str, int], path: Path) -> list[tuple[str, str]]:
-    merges = []
-    for merge in found:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if len(parts) != 2 or not all(part in vocab for part in (*parts, "".join(parts))):
-            raise InputError(f"{path}: merge {merge!r} does not join two pieces of the vocabulary into a third")
-        merges.append((parts[0], parts[1]))
-    return merges
-
-
-def _dummy_prefix(tree: dict[str, Any]) -> bool | None:
-    """Whether a space is put before the text; None if spaces are treated in a way we do not know."""
-    normalizer, pre = tree.get("normalizer") or {}, tree.get("pre_tokenizer") or {}
-    steps = [normalizer, *normalizer.get("normalizers", [])]
-    kinds = [step.get("type") for step in steps if step.get("type") not in (None, "Sequence")]
-    if kinds == ["Prepend", "Replace"] and not pre:
-        return True
-    if kinds == ["Replace"] and not pre:
-        return False
-    if not kinds and pre.get("type") == "Metaspace":
-        return bool(pre.get("prepend_scheme", "always") != "never")
-    return None
-
-
-def _check_pieces(pieces: Sequence[str], origin: str) -> None:
+def check_pieces(pieces: Sequence[str], origin: str, expected: Sequence[str] = (UNKNOWN, BEGIN, END, *BYTES)) -> None:
+    """Error: InputError if a piece is there twice, or one that is expected is not."""
     known = set(pieces)
     if len(known) != len(pieces):
         twice = next(piece for piece in pieces if pieces.count(piece) > 1)
         raise InputError(f"{origin}: piece {twice!r} is in the vocabulary twice; expected every piece once")
-    for needed in (UNKNOWN, BEGIN, END, *BYTES):
+    for needed in expected:
         if needed not in known:
-            raise InputError(
-                f"{origin}: no piece {needed!r} among {len(pieces)}; expected {UNKNOWN}, {BEGIN}, {END} and all bytes"
-            )
+            named = "" if expected is BYTES else f"{UNKNOWN}, {BEGIN}, {END} and "
+            raise InputError(f"{origin}: no piece {needed!r} among {len(pieces)}; expected {named}all bytes")
