@@ -10,6 +10,7 @@ import faulthandler
 import gc
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -237,6 +238,34 @@ def compute_at_the_end(path: str) -> None:
     """A long call in the main thread when no thread can be started any more."""
     context = Engine.open(path).context()
     atexit.register(lambda: (context.prefill(PROMPT), print(context.length())))
+
+
+def interrupted(path: str) -> None:
+    """A signal's handler raises in the main thread, again and again, while a long call reads and writes arrays."""
+
+    def late(_signal: int, _frame: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, late)
+    context = Engine.open(path).context(threads=1, max_tokens=20000)
+    ended = 0
+    for _ in range(20):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.001)
+            context.rewind(0)
+            context.log_probs(np.full(19000, 7, np.int32))
+        except (TimeoutError, EngineError):
+            ended += 1
+        while True:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                break
+            except TimeoutError:
+                pass
+        taken = [np.full(19000, 2**30, np.int32) for _ in range(20)]  # where arrays lay that were given up too early
+        time.sleep(0.01)
+        del taken
+    assert ended == 20
 
 
 def busy_and_cancelled(path: str) -> None:

@@ -13,7 +13,7 @@ from tests.native.tiny_models import write_tiny_model
 
 LAYERS, HEADS, HEAD_DIM = 8, 16, 16
 BYTES_PER_TOKEN = LAYERS * HEADS * HEAD_DIM * 2 * 2  # keys and values, in half precision
-BESIDE = 6 << 20  # activations, logits, sines, what else numpy and ctypes take
+BESIDE = 16 << 20  # activations, logits, sines, in 2 MB pages each where the system gives these to all
 PROGRAM = """
 import json, sys
 from pathlib import Path

@@ -185,7 +185,7 @@ class Context:
     def prefill(self, ids: Ids, sequence: int = 0) -> None:
         """Append ids to a sequence; the logits after the last one are row 0."""
         table = _as_ids(ids)
-        self._run("prefill", len(table), sequence, table.ctypes.data, len(table))
+        self._run("prefill", len(table), sequence, table, len(table))
 
     def decode(self, ids: Ids, sequences: Ids | None = None) -> None:
         """Append ids[i] to sequences[i] (all different; default 0, 1, ...); the logits after it are row i."""
@@ -193,12 +193,12 @@ class Context:
         which = np.arange(len(table), dtype=np.int32) if sequences is None else _as_ids(sequences)
         if len(which) != len(table):
             raise InputError(f"{len(table)} ids for {len(which)} sequences; expected one id for each")
-        self._run("decode", 1, which.ctypes.data, table.ctypes.data, len(table))
+        self._run("decode", 1, which, table, len(table))
 
     def verify(self, ids: Ids, sequence: int = 0) -> None:
         """Append up to 64 ids to a sequence; the logits after ids[i] are row i."""
         table = _as_ids(ids)
-        self._run("verify", len(table), sequence, table.ctypes.data, len(table))
+        self._run("verify", len(table), sequence, table, len(table))
 
     def logits(self, row: int = 0, *, copy: bool = True) -> npt.NDArray[np.float32]:
         """Logits (V,) of a row of the last call.
@@ -233,8 +233,7 @@ class Context:
         if len(at) != len(wanted):
             raise InputError(f"{len(at)} positions for {len(wanted)} targets; expected one for each")
         out = np.empty(len(at), dtype=np.float64)
-        arrays = (at.ctypes.data, wanted.ctypes.data, len(at), out.ctypes.data)
-        self._run("log_probs", len(table), sequence, table.ctypes.data, len(table), *arrays)
+        self._run("log_probs", len(table), sequence, table, len(table), at, wanted, len(at), out)
         return out
 
     def length(self, sequence: int = 0) -> int:
@@ -275,12 +274,14 @@ class Context:
         """What a call holds on to as long as it is inside."""
         return _usable(self._handle, "context", self.engine.path)
 
-    def _run(self, name: str, size: int, *arguments: int) -> None:
-        """Call a function of the library over `size` ids; Ctrl-C ends it within one layer."""
+    def _run(self, name: str, size: int, *arguments: int | npt.NDArray[Any]) -> None:
+        """Call a function of the library over `size` ids; Ctrl-C ends it within one layer. Arrays go as addresses."""
         function, handle = getattr(library(), f"mobillama_{name}"), self._open()
 
         def call() -> None:
-            status = function(handle.pointer, *arguments)
+            # Called in another thread, this alone keeps handle and arrays, should the main thread have gone on.
+            plain = (each.ctypes.data if isinstance(each, np.ndarray) else each for each in arguments)
+            status = function(handle.pointer, *plain)
             if status == Status.CANCELLED:
                 self._open()  # an error if it was by `close`
             check(status)  # in the thread of the call: the library keeps the words of a failure per thread
@@ -306,7 +307,7 @@ class Context:
             return
         try:
             done.wait()
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or whatever a signal's handler raises
             while not done.wait(0.01):  # again, should the call not have begun yet
                 library().mobillama_cancel(handle.pointer)
             raise
