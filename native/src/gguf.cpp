@@ -39,10 +39,13 @@ Gguf::Gguf(const File& file) : file_(file) {
   }
   const auto version = cursor.take<uint32_t>("the version");
   if (version != 2 && version != 3) {
-    const bool swapped = version == 0x02000000 || version == 0x03000000;
-    fail(MOBILLAMA_UNSUPPORTED, "%s: GGUF version %u%s; this engine reads 2 and 3: %s", path, version,
-         swapped ? " (big-endian)" : "",
-         version > 3 && !swapped ? "it needs a newer engine" : "convert the file again");
+    if (const uint32_t swapped = __builtin_bswap32(version); swapped == 2 || swapped == 3) {
+      fail(MOBILLAMA_UNSUPPORTED,
+           "%s: is a big-endian GGUF file; this engine reads little-endian ones: gguf-convert-endian of the gguf package "
+           "turns it round", path);
+    }
+    fail(MOBILLAMA_UNSUPPORTED, "%s: GGUF version %u; this engine reads 2 and 3: %s", path, version,
+         version > 3 ? "it needs a newer engine" : "convert the model with a newer program");
   }
   const auto num_tensors = cursor.take<uint64_t>("the number of tensors");
   const auto num_keys = cursor.take<uint64_t>("the number of keys");
@@ -110,6 +113,7 @@ void Gguf::read_tensors(Cursor& cursor, uint64_t count) {
   const char* path = cursor.path.c_str();
   for (uint64_t i = 0; i < count; ++i) {
     TensorEntry tensor;
+    tensor.file = &file_;
     tensor.name = cursor.take_string("the name of tensor " + std::to_string(i), max_name_bytes);
     const std::string what = "tensor " + shown(tensor.name);
     if (tensor.name.empty()) fail(MOBILLAMA_FORMAT, "%s: tensor %llu has no name", path, (unsigned long long)i);

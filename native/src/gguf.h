@@ -18,6 +18,7 @@ struct TensorEntry {
   std::string name;
   TensorType type = TensorType::F32;
   int64_t cols = 0, rows = 0;     // GGUF dimensions 0 and 1; a vector has rows = 1
+  const File* file = nullptr;
   int64_t offset = 0, bytes = 0;  // in the file, checked to lie inside it and to overlap no other
 };
 

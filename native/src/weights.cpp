@@ -10,7 +10,7 @@
 #include "cpu.h"
 #include "failure.h"
 #include "file.h"
-#include "gguf.h"
+#include "gguf_parts.h"
 #include "layout.h"
 #include "model_keys.h"
 #include "pool.h"
@@ -34,7 +34,7 @@ struct Job {  // one matrix to read
 class Loader {
  public:
   Loader(const std::string& path, const mobillama_open_options& options, const std::vector<std::string>& ignored_keys)
-      : options_(options), ignored_keys_(ignored_keys), file_(path), gguf_(file_) {}
+      : options_(options), path_(path), ignored_keys_(ignored_keys), parts_(path), gguf_(parts_.keys()) {}
 
   Weights load() {
     read_shape();
@@ -44,7 +44,7 @@ class Loader {
     const int threads = options_.threads > 0 ? options_.threads : cores();
     read_matrices(threads);
     read_norms();
-    file_.check_unchanged();
+    parts_.check_unchanged();
     describe();
     return std::move(weights_);
   }
@@ -53,7 +53,7 @@ class Loader {
   int dimension(const std::string& key) const {
     const int64_t value = gguf_.integer(key);
     if (value < 1 || value > kLargest)
-      fail(MOBILLAMA_FORMAT, "%s: %s is %lld; expected 1 to %d", file_.path().c_str(), key.c_str(),
+      fail(MOBILLAMA_FORMAT, "%s: %s is %lld; expected 1 to %d", path_.c_str(), key.c_str(),
            static_cast<long long>(value), kLargest);
     return static_cast<int>(value);
   }
@@ -63,7 +63,7 @@ class Loader {
     interleaved_ = architecture == "llama";
     if (!interleaved_ && architecture != "mobillama")
       fail(MOBILLAMA_UNSUPPORTED, "%s holds a model of architecture %.60s; this engine runs mobillama and llama",
-           file_.path().c_str(), architecture.c_str());
+           path_.c_str(), architecture.c_str());
     const std::string prefix = architecture + ".";
     Shape& shape = weights_.shape;
     shape.hidden_size = dimension(prefix + "embedding_length");
@@ -93,20 +93,20 @@ class Loader {
     for (const char* key : {"attention.key_length", "attention.value_length"})
       check(gguf_.integer(prefix + key, shape.head_dim) == shape.head_dim,
             "attention.key_length or value_length is not the head size");
-    check_keys(gguf_, file_.path(), architecture, shape, ignored_keys_);
+    check_keys(gguf_, path_, architecture, shape, ignored_keys_);
   }
 
   void check(bool good, const char* what) const {
-    if (!good) fail(MOBILLAMA_UNSUPPORTED, "%s cannot be run: %s", file_.path().c_str(), what);
+    if (!good) fail(MOBILLAMA_UNSUPPORTED, "%s cannot be run: %s", path_.c_str(), what);
   }
 
   const TensorEntry& need(const std::string& name, int64_t rows, int64_t cols) {
-    const TensorEntry* entry = gguf_.find(name);
+    const TensorEntry* entry = parts_.find(name);
     if (entry == nullptr)
-      fail(MOBILLAMA_FORMAT, "%s has no tensor %s; it is no whole model", file_.path().c_str(), name.c_str());
+      fail(MOBILLAMA_FORMAT, "%s has no tensor %s; it is no whole model", path_.c_str(), name.c_str());
     if (entry->rows != rows || entry->cols != cols)
       fail(MOBILLAMA_FORMAT, "%s: %s has %lld rows of %lld; expected %lld of %lld from the metadata",
-           file_.path().c_str(), name.c_str(), static_cast<long long>(entry->rows), static_cast<long long>(entry->cols),
+           path_.c_str(), name.c_str(), static_cast<long long>(entry->rows), static_cast<long long>(entry->cols),
            static_cast<long long>(rows), static_cast<long long>(cols));
     used_.insert(name);
     return *entry;
@@ -125,7 +125,7 @@ class Loader {
   void norm(const std::string& name, const float*& to) {
     const TensorEntry& entry = need(name, 1, weights_.shape.hidden_size);
     if (entry.type != TensorType::F32)
-      fail(MOBILLAMA_UNSUPPORTED, "%s: %s is of type %s; expected F32", file_.path().c_str(), name.c_str(),
+      fail(MOBILLAMA_UNSUPPORTED, "%s: %s is of type %s; expected F32", path_.c_str(), name.c_str(),
            type_info(static_cast<int32_t>(entry.type))->name);
     norms_.push_back({&entry, &to});
   }
@@ -135,7 +135,7 @@ class Loader {
     const int hidden = shape.hidden_size, inner = shape.intermediate_size,
               kv = shape.num_key_value_heads * shape.head_dim;
     // The table of tensors bounds the layers before memory is taken for them.
-    check(static_cast<size_t>(shape.num_hidden_layers) <= gguf_.tensors().size(),
+    check(static_cast<size_t>(shape.num_hidden_layers) <= parts_.tensors().size(),
           "block_count is larger than the number of tensors");
     const bool copies = options_.share_ffn < 0;
     weights_.layers.resize(static_cast<size_t>(shape.num_hidden_layers));
@@ -164,26 +164,26 @@ class Loader {
       last = block;
     }
     norm("output_norm.weight", weights_.output_norm);
-    tied_ = gguf_.find("output.weight") == nullptr;
+    tied_ = parts_.find("output.weight") == nullptr;
     if (!tied_) matrix("output.weight", shape.vocab_size, hidden, weights_.head);
   }
 
   int vocabulary() const {
-    const TensorEntry* entry = gguf_.find("token_embd.weight");
+    const TensorEntry* entry = parts_.find("token_embd.weight");
     if (entry == nullptr)
-      fail(MOBILLAMA_FORMAT, "%s has no tensor token_embd.weight; it is no whole model", file_.path().c_str());
+      fail(MOBILLAMA_FORMAT, "%s has no tensor token_embd.weight; it is no whole model", path_.c_str());
     if (entry->rows < 1 || entry->rows > kLargest)
-      fail(MOBILLAMA_FORMAT, "%s: token_embd.weight has %lld rows; expected 1 to %d", file_.path().c_str(),
+      fail(MOBILLAMA_FORMAT, "%s: token_embd.weight has %lld rows; expected 1 to %d", path_.c_str(),
            static_cast<long long>(entry->rows), kLargest);
     return static_cast<int>(entry->rows);
   }
 
   void check_all_used() const {
-    for (const TensorEntry& entry : gguf_.tensors())
-      if (!used_.contains(entry.name))
+    for (const TensorEntry* entry : parts_.tensors())
+      if (!used_.contains(entry->name))
         fail(MOBILLAMA_UNSUPPORTED,
              "%s: tensor %.80s has no place in this architecture; the answers would be wrong without it",
-             file_.path().c_str(), entry.name.c_str());
+             path_.c_str(), entry->name.c_str());
   }
 
   void set_aside() {
@@ -256,7 +256,7 @@ class Loader {
     Panels& panels = *job.panels;
     const int64_t row_size = row_bytes(static_cast<int32_t>(job.entry->type), panels.cols);
     const int64_t bytes = piece.rows * row_size;
-    file_.read(job.entry->offset + piece.row * row_size, scratch.data(), bytes);
+    job.entry->file->read(job.entry->offset + piece.row * row_size, scratch.data(), bytes);
     for (int row = 0; row < piece.rows; row += kPanelRows) {
       const uint8_t* rows[kPanelRows];
       for (int i = 0; i < kPanelRows; i++)
@@ -265,7 +265,7 @@ class Loader {
           const_cast<uint8_t*>(panels.data) + static_cast<size_t>((piece.row + row) / kPanelRows) * panels.panel_bytes;
       if (!lay_out(job.entry->type, rows, panels.cols, panel))
         fail(MOBILLAMA_FORMAT, "%s: %s has a weight or scale that is not a finite number, in rows %d to %d",
-             file_.path().c_str(), job.entry->name.c_str(), piece.row + row,
+             path_.c_str(), job.entry->name.c_str(), piece.row + row,
              piece.row + std::min(row + kPanelRows, piece.rows) - 1);
     }
     return bytes;
@@ -281,10 +281,10 @@ class Loader {
   void read_norms() {
     for (const Norm& norm : norms_) {
       auto* values = const_cast<float*>(*norm.to);
-      file_.read(norm.entry->offset, values, norm.entry->bytes);
+      norm.entry->file->read(norm.entry->offset, values, norm.entry->bytes);
       for (int i = 0; i < weights_.shape.hidden_size; i++)
         if (!std::isfinite(values[i]))
-          fail(MOBILLAMA_FORMAT, "%s: %s has a value that is not a finite number", file_.path().c_str(),
+          fail(MOBILLAMA_FORMAT, "%s: %s has a value that is not a finite number", path_.c_str(),
                norm.entry->name.c_str());
     }
   }
@@ -323,7 +323,7 @@ class Loader {
     info.head_dim = shape.head_dim;
     info.num_ffn_blocks = shape.num_ffn_blocks;
     info.context_length = shape.context_length;
-    info.file_bytes = file_.size();
+    info.file_bytes = parts_.size();
     info.isa = weights_.kernels->name;
     info.cache_bytes = cache_bytes();
     choose_residents(info.cache_bytes);
@@ -345,9 +345,10 @@ class Loader {
   };
 
   const mobillama_open_options options_;
+  const std::string path_;
   const std::vector<std::string>& ignored_keys_;
-  File file_;
-  Gguf gguf_;
+  const GgufParts parts_;
+  const Gguf& gguf_;  // the keys, all in the first part
   Weights weights_;
   bool interleaved_ = false, tied_ = false;
   std::string first_;  // prefix of the first layer that uses the current FFN block

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mobillama.errors import InputError
+from mobillama.runtime.gguf_file import is_gguf
 
 if TYPE_CHECKING:
     from mobillama.generation.text import TextModel
     from mobillama.language_model import LanguageModel
     from mobillama.runtime.engine_model import EngineModel
-
-SUFFIX = ".gguf"
 
 
 @overload
@@ -23,15 +22,15 @@ def load(name: str | Path, *, threads: int = ..., kv: str = ..., ignore_keys: Se
 def load(name: str | Path, **options: Any) -> TextModel:
     """Read a model with its tokenizer: a folder, a run or a hub name (LanguageModel.load), or a .gguf file.
 
-    A .gguf file is opened in the engine, without torch (EngineModel.load, options threads, kv and
-    ignore_keys).
+    A .gguf file, whatever its name if it begins with GGUF's magic, is opened in the engine, without torch
+    (EngineModel.load, options threads, kv and ignore_keys); of one that was split, name the first part.
     Errors: InputError if the model is not found or an option belongs to the other kind; see the classes for the rest.
 
     >>> model = load(model_folder, device="cpu")
     >>> isinstance(model.generate("import ", max_new_tokens=3), str)
     True
     """
-    in_engine = str(name).lower().endswith(SUFFIX)
+    in_engine = is_gguf(name)
     mine, others = (ENGINE, TORCH) if in_engine else (TORCH, ENGINE)
     if wrong := sorted(options.keys() & others):
         kind = "a .gguf file, which runs in the engine" if in_engine else "no .gguf file, so it runs in torch"

@@ -55,7 +55,9 @@ def open_subject(
     Engine.open.
     Errors: InputError for a model or tokenizer that is not found or does not fit, or an option that has no effect.
     """
-    in_engine = name.lower().endswith(".gguf")
+    from mobillama.runtime.gguf_file import is_gguf
+
+    in_engine = is_gguf(name)
     if in_engine != (backend == "engine") and (backend != "auto"):
         raise InputError(
             f"--backend {backend} does not open {name}; a .gguf file, and nothing else, runs in the engine"
@@ -169,12 +171,16 @@ def _transformers(name: str, folder: Path, here: Any) -> Subject:
 def _engine(name: str, threads: int, ignore_keys: Sequence[str]) -> Subject:
     from mobillama.eval.engine_scorer import EngineScorer
     from mobillama.runtime.engine_model import EngineModel
+    from mobillama.runtime.gguf_file import part_paths
     from mobillama.tokenizer.gguf_keys import read_keys
 
     path = Path(name)
     model = EngineModel.load(path, threads=threads, ignore_keys=ignore_keys)
     keys = read_keys(path)
-    made_from = [{"kind": "source file", "name": path.name, "digest": manifest.sha256_file(path)}]
+    made_from = [
+        {"kind": "source file", "name": part.name, "digest": manifest.sha256_file(part)}
+        for part in part_paths(path, keys)
+    ]
     if digest := keys.get("mobillama.model_digest"):
         made_from.append({"kind": "model", "name": str(keys.get("general.name", path.stem)), "digest": str(digest)})
     bos = model.tokenizer.vocabulary.adds_bos

@@ -36,16 +36,14 @@ def read_keys(path: Path) -> dict[str, Any]:
     with data:
         try:
             return _Reader(data).keys()
-        except _VersionError as error:
-            raise InputError(
-                f"{path} is GGUF of version {error}; this mobillama reads {VERSIONS[0]} and {VERSIONS[1]}"
-            ) from None
+        except _UnsupportedError as error:
+            raise InputError(f"{path} is {error}") from None
         except (struct.error, ValueError) as error:
             raise DamagedFileError(f"{path} is not a whole GGUF file: {error}; get it again") from None
 
 
-class _VersionError(Exception):
-    pass
+class _UnsupportedError(Exception):
+    """What the file is, and what is read instead."""
 
 
 class _Reader:
@@ -56,8 +54,16 @@ class _Reader:
 
     def keys(self) -> dict[str, Any]:
         (version,) = self.numbers("I", 1)
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+            raise _UnsupportedError(
+                "a big-endian GGUF file; this mobillama reads little-endian ones: gguf-convert-endian of the gguf"
+                " package turns it round"
+            )
         if version not in VERSIONS:
-            raise _VersionError(version)
+            raise _UnsupportedError(
+                f"GGUF of version {version}; this mobillama reads {VERSIONS[0]} and {VERSIONS[1]}: "
+                + ("it needs a newer mobillama" if version > VERSIONS[-1] else "convert the model with a newer program")
+            )
         _, count = self.numbers("Q", 2)  # tensors, keys
         found = {}
         for _ in range(count):
@@ -72,6 +78,8 @@ class _Reader:
         if kind == ARRAY:
             (inner,) = self.numbers("I", 1)
             (count,) = self.numbers("Q", 1)
+            if inner == ARRAY:
+                raise _UnsupportedError("GGUF with an array of arrays, which no model this mobillama knows has")
             if inner == STRING:
                 # Pieces keep the bytes they have; a text that only describes reads U+FFFD where it is no UTF-8.
                 return [self.text("surrogateescape") for _ in range(count)]
