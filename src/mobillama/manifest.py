@@ -70,6 +70,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_object(path: Path, remedy: str = "restore it") -> dict[str, Any]:
+    """The JSON object in a file. Error: DamagedFileError naming the file, what is wrong, and the remedy."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # bytes that are no text among the ValueErrors
+        raise DamagedFileError(f"{path} is not valid JSON ({error}); {remedy}") from None
+    if not isinstance(tree, dict):
+        raise DamagedFileError(f"{path} holds a {type(tree).__name__}; expected one JSON object: {remedy}")
+    return tree
+
+
 def partial_path(out: Path) -> Path:
     """The folder in which `out` is built before it is sealed; it survives a kill, so that work can go on."""
     return out.with_name(out.name + ".partial")

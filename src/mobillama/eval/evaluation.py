@@ -288,7 +288,7 @@ def _same_settings(partial: Path, settings: Mapping[str, Any]) -> None:
     if not path.is_file():
         write_tree(path, settings)
         return
-    before = todays_settings(json.loads(path.read_text(encoding="utf-8")))
+    before = todays_settings(manifest.read_object(path, "remove the unfinished evaluation"))
     if changed := _changed(before, settings):
         name = changed[0]
         raise InputError(

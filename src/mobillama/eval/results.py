@@ -62,8 +62,14 @@ def read_items(path: Path, *, mend: bool = False) -> Items:
     whole = text[: text.rfind(b"\n") + 1]
     if mend and len(whole) < len(text):
         manifest.write_file(path, whole)
-    lines = [json.loads(line) for line in whole.splitlines()]
-    return {(line["task"], line["item"]): line for line in lines}
+    found: Items = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            read = json.loads(line)
+            found[read["task"], read["item"]] = read
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedFileError(f"{path} line {number} is no item ({error!r}); evaluate again") from None
+    return found
 
 
 def write_tree(path: Path, tree: Mapping[str, Any]) -> None:

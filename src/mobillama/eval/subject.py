@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,7 +237,7 @@ class HubEncoder:
 def _says_bos(folder: Path) -> bool:
     """Whether a folder's tokenizer_config.json asks for <s>; not if it does not say."""
     path = folder / "tokenizer_config.json"
-    return bool(json.loads(path.read_text(encoding="utf-8")).get("add_bos_token")) if path.is_file() else False
+    return bool(manifest.read_object(path).get("add_bos_token")) if path.is_file() else False
 
 
 def _trained(folder: Path) -> dict[str, int]:

@@ -6,13 +6,13 @@ Writes what transformers needs to load the folder, with the rotary base both as 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mobillama.config import ModelConfig, resolve
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import InputError
+from mobillama.manifest import read_object
 from mobillama.model.config_keys import check_keys
 
 FILE = "config.json"
@@ -56,13 +56,7 @@ def read_tree(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {FILE}; a model folder holds {FILE} and model.safetensors (or a .bin)")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedFileError(f"{path} is not valid JSON ({error}); restore it") from None
-    if not isinstance(tree, dict):
-        raise DamagedFileError(f"{path} holds a {type(tree).__name__}; expected one JSON object")
-    return tree
+    return read_object(path)
 
 
 def config_of(tree: dict[str, Any], origin: Path) -> ModelConfig:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mobillama.errors import DamagedFileError, InputError
+from mobillama.errors import InputError
+from mobillama.manifest import read_object
 from mobillama.model import config_file
 
 GENERATION_FILE = "generation_config.json"
@@ -25,13 +25,7 @@ def read_end_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
 
 
 def _ids_in(path: Path, vocab_size: int) -> list[int]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is not valid JSON ({error}); restore it") from None
-    if not isinstance(tree, dict):
-        raise DamagedFileError(f"{path} holds a {type(tree).__name__}; expected one JSON object")
-    given = tree.get(KEY)
+    given = read_object(path).get(KEY)
     ids: list[Any] = given if isinstance(given, list) else [] if given is None else [given]
     for id_ in ids:
         if type(id_) is not int or not 0 <= id_ < vocab_size:  # True is no id

@@ -21,7 +21,7 @@ from typing import Any
 from mobillama import manifest
 from mobillama.config import DataRecipe, TrainRecipe, read_recipe, resolve, with_defaults
 from mobillama.errors import InputError, TrainingError
-from mobillama.quickstart.answers import PROMPTS, try_engine, write_samples
+from mobillama.quickstart.answers import AGAIN, PROMPTS, try_engine, write_samples
 from mobillama.report.page import write_quickstart_page
 from mobillama.report.results import gather
 from mobillama.report.run import read_run
@@ -81,7 +81,7 @@ def run(out: Path, chain: Chain | None = None) -> dict[str, Any]:
         path = out / "results.json"
         if not reused:
             results["wall_seconds"] = time.monotonic() - started
-        elif path.is_file() and (earlier := json.loads(path.read_text(encoding="utf-8"))).get("wall_seconds"):
+        elif path.is_file() and (earlier := manifest.read_object(path, AGAIN)).get("wall_seconds"):
             results["wall_seconds"] = earlier["wall_seconds"]
         manifest.write_file(path, json.dumps(results, indent=1, ensure_ascii=False).encode() + b"\n")
         page = write_quickstart_page(out, out / "index.html").resolve()
@@ -113,7 +113,7 @@ def decide_plan(chain: Chain, out: Path, setup: float) -> dict[str, Any]:
     """How many steps both models take on this machine: decided once, by its compute type and its speed, and kept."""
     path = out / "plan.json"
     if path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return manifest.read_object(path, AGAIN)
     from mobillama.device import dtype_name, place
 
     started = time.monotonic()
@@ -174,7 +174,7 @@ def planned_models(chain: Chain, plan: Mapping[str, Any]) -> dict[str, TrainReci
 
 def train_model(recipe: TrainRecipe, out: Path, name: str) -> None:
     """Train one model, or go on where it stands."""
-    began = json.loads(path.read_text(encoding="utf-8")) if (path := out / name / "run.json").is_file() else {}
+    began = manifest.read_object(path) if (path := out / name / "run.json").is_file() else {}
     if _is_there(out, name) and with_defaults(TrainRecipe, began.get("recipe", {})) == recipe.tree():
         return
     from mobillama.train.loop import train

@@ -14,6 +14,7 @@ from mobillama.cores import cores
 PROMPTS = ("import os\n\ndef ", "class Error(Exception):\n", '    """Return the ', "The value of the ")
 SAMPLING: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.7, "top_p": 0.9, "seed": 11111}
 LOOK = {"new": 64, "rounds": 9}  # ids that the engine adds to a prompt, how often
+AGAIN = "remove it and run the same command again"
 KEPT = ("bytes", "bits_per_weight", "types")  # of what was written, for the page
 
 
@@ -22,9 +23,10 @@ def write_samples(out: Path, names: Sequence[str]) -> dict[str, Any]:
     path = out / "samples.json"
     digests = {name: manifest.read(out / name / "model", "model").digest() for name in names}
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["models"] == digests and (found["prompts"], found["settings"]) == (list(PROMPTS), SAMPLING):
-            return dict(found)
+        found = manifest.read_object(path, AGAIN)
+        asked = {"models": digests, "prompts": list(PROMPTS), "settings": SAMPLING}
+        if {name: found.get(name) for name in asked} == asked:
+            return found
     from mobillama.loading import load
 
     started = time.monotonic()
@@ -51,9 +53,9 @@ def try_engine(out: Path, names: Sequence[str]) -> dict[str, Any]:
     path, files = out / "engine.json", {name: out / f"{name}.gguf" for name in names}
     digests = {name: manifest.read(out / name / "model", "model").digest() for name in names}
     if path.is_file() and all(file.is_file() for file in files.values()):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["digests"] == digests:
-            return dict(found)
+        found = manifest.read_object(path, AGAIN)
+        if found.get("digests") == digests:
+            return found
     from mobillama.export.gguf_file import quantize_model
     from mobillama.runtime.speed import look_at_speed
     from mobillama.tokenizer.gguf_vocabulary import read_tokenizer

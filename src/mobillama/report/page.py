@@ -104,7 +104,7 @@ def write_picture(folder: Path, out: Path) -> Path:
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The `results.json` of a quickstart."""
-    return dict(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    return manifest.read_object(folder / "results.json", "run the quickstart again")
 
 
 def quickstart_runs(folder: Path, results: Mapping[str, Any]) -> list[Run]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mobillama import manifest
 from mobillama.errors import DamagedFileError, InputError
 
 Result = Mapping[str, Any]
@@ -62,7 +63,7 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise InputError(f"{folder} has no ledger.jsonl, so it is not a run; give the --out folder of a training")
     described = folder / "run.json"
-    record = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    record = manifest.read_object(described, "restore it from a copy") if described.is_file() else {}
     asynchronous = bool(record.get("recipe", {}).get("train", {}).get("asynchronous"))
     kept: dict[str, dict[int, Result]] = {"step": {}, "validation": {}, "checkpoint": {}}
     restarts, ended, environment = 0, False, {}
