@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import io
 import json
+import random
 import re
 import shutil
 import tracemalloc
@@ -477,3 +479,52 @@ def test_a_text_file_for_a_tokenizer_is_read_in_pieces_and_named_if_it_is_no_utf
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait\n")
     with pytest.raises(InputError, match=r"a\.txt is not UTF-8"):
         list(read_texts(tmp_path / "a.txt"))
+
+
+DAMAGE_OF_ANOTHER_LIBRARY = {
+    "stackexchange": ("Posts.xml", b'<?xml version="1.0" encoding="utf-J"?>\n<posts/>'),
+    "no target": (
+        "a.warc",
+        b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: 1\r\n\r\n ",
+    ),
+    "no length": ("a.wet", b"WARC/1.0\r\nWARC-Type: conversion\r\n\r\nwords and no length"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE_OF_ANOTHER_LIBRARY)
+def test_what_a_library_stumbles_over_is_damage_to_the_file(case: str, tmp_path: Path):
+    """Found by mutating files of each kind at random; each was a traceback."""
+    name, data = DAMAGE_OF_ANOTHER_LIBRARY[case]
+    (tmp_path / name).write_bytes(data)
+    kind = "stackexchange" if name == "Posts.xml" else "warc"
+    if kind == "warc":
+        pytest.importorskip("warcio")
+    with pytest.raises(DamagedFileError, match=name):
+        read(tmp_path, kind=kind)
+
+
+def test_files_changed_anywhere_are_read_or_named(tmp_path: Path):
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    choose = random.Random(seed)
+    rows = io.BytesIO()
+    parquet.write_table(table(text=[f"row {n} \u00e9" for n in range(60)], id=["1"] * 60), rows, row_group_size=20)
+    lines = b"".join(b'{"text": "line %d \\u00e9", "id": "%d"}\n' % (n, n) for n in range(20))
+    posts = b"".join(
+        b'<row Id="%d" PostTypeId="%d" ParentId="1" Title="t &amp; u" Body="b"/>\n' % (n, 1 + n % 2) for n in range(8)
+    )
+    whole = {
+        "parquet": ("a.parquet", rows.getvalue()),
+        "jsonl": ("a.jsonl", lines),
+        "stackexchange": ("Posts.xml", b"<posts>\n" + posts + b"</posts>"),
+        "latex": ("a.gz", gzip.compress(b"\\documentclass{a} words" * 20)),
+    }
+    for kind, (name, data) in whole.items():
+        for _ in range(60):
+            changed = bytearray(data)
+            for _ in range(choose.choice((1, 3))):
+                at = choose.randrange(len(changed))
+                changed[at : at + choose.randrange(3)] = choose.randbytes(choose.randrange(3))
+            (tmp_path / name).write_bytes(changed)
+            with contextlib.suppress(InputError, DamagedFileError):
+                read(tmp_path, kind=kind, files=(name,), damaged_files=choose.choice(("stop", "drop")))

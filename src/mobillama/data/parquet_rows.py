@@ -37,7 +37,7 @@ def read_rows(task: Task, source: Opened, name: str) -> Iterator[Document]:
         try:
             file = parquet.ParquetFile(source.path or spool.name, buffer_size=BUFFER)
             columns = _columns(task, file.schema_arrow.names)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
             if isinstance(error, OSError) and error.errno:
                 raise
             why = (

@@ -105,7 +105,7 @@ def _spill(task: Task, source: Opened, name: str, posts: sqlite3.Connection) -> 
         if left := trailing(lines):
             found = f"{left} bytes stand behind the end of the compressed data"
             yield bad_record(task, source.where, name, number + 1, "trailing_bytes", found, size=left)
-    except (ElementTree.ParseError, *DAMAGE) as error:
+    except (ElementTree.ParseError, LookupError, ValueError, *DAMAGE) as error:  # the second and third of an encoding
         found = f": after row {number} it is not the XML of a dump ({error}); unpack or fetch the file again"
         yield damaged_file(task, source.where, name, number, found)
     posts.executemany("INSERT INTO post VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)

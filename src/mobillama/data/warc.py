@@ -36,7 +36,7 @@ def read_warc(task: Task, source: Opened, name: str) -> Iterator[Document]:
         archive = _Whole(source)
         records = ArchiveIterator(archive)
         for number in itertools.count(1):
-            record = next(records, None)
+            record = _next(records)
             if record is None:
                 break
             if _is_page(record):
@@ -51,9 +51,19 @@ def read_warc(task: Task, source: Opened, name: str) -> Iterator[Document]:
         yield damaged_file(task, source.where, name, number - 1, found)
 
 
+def _next(records: Iterator[Any]) -> Any:
+    """The next record, None behind the last. Error: _CutError, also where warcio stumbles: it goes no further."""
+    try:
+        return next(records, None)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _CutError(f"a record that warcio cannot read: {error}") from None
+
+
 def _document(task: Task, where: str, name: str, number: int, record: Any) -> Document:
     """The document of a page. Error: _CutError where the archive ends inside it."""
     most = task.source.max_record_bytes
+    if not hasattr(record.raw_stream, "limit"):
+        raise _CutError(f"record {number} does not say how many bytes it has")
     stream = record.content_stream()
     try:
         pieces: list[bytes] = []
