@@ -6,6 +6,7 @@ Each is run by test_lifetimes.py in a process of its own, for what goes wrong he
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import gc
 import os
@@ -159,19 +160,25 @@ def views_outlive_all(path: str) -> None:
     assert np.array_equal(view, copy[1:])
 
 
+def compute_until_closed(engine: Engine) -> None:
+    with contextlib.suppress(InputError):
+        while True:
+            engine.context(threads=2).prefill(PROMPT)
+
+
 def fork(path: str) -> None:
     """In a child every call with what its parent opened is an error, freeing does nothing, and a new file works."""
     engine = Engine.open(path)
     context = engine.context(threads=3)
     context.prefill(PROMPT)
     expected, view = context.logits(), context.logits(copy=False)
-    busy = threading.Thread(target=lambda: [c.prefill(PROMPT) for c in (engine.context(threads=2) for _ in range(300))])
+    busy = threading.Thread(target=compute_until_closed, args=(engine,))
     busy.start()
     for _ in range(10):
         time.sleep(0.003)
         child = os.fork()
         if child == 0:
-            faulthandler.dump_traceback_later(20, exit=True)
+            faulthandler.dump_traceback_later(60, exit=True)
             calls: list[Callable[[], object]] = [
                 lambda: context.prefill([1]),
                 lambda: context.prefill(PROMPT),
