@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.export.gguf_models import small_model
 
 from mobillama.config import ModelConfig
@@ -133,3 +135,16 @@ def test_sizes_that_are_not_the_tensors_are_refused_before_anything_is_built(
                     read(folder)
                 assert key in str(found.value) or "has shape" in str(found.value)
             shutil.rmtree(folder)
+
+
+def test_a_pickled_tensor_that_repeats_its_numbers_is_refused(tmp_path: Path) -> None:
+    model = small_model()
+    save_model(tmp_path / "model", model, model.config)
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(stored, tmp_path / "model" / "pytorch_model.bin")
+    assert load_model(tmp_path / "model").config == model.config
+    huge = torch.zeros(1).expand(2**40, 64)
+    torch.save({**stored, "model.embed_tokens.weight": huge}, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=rf"model\.embed_tokens\.weight has shape .{2**40}, 64.*holds 4 of it"):
+        load_model(tmp_path / "model")

@@ -176,6 +176,13 @@ def _unpickle(path: Path, mapped: bool) -> dict[str, Tensor]:
         raise _damaged(path, "pickled tensor", error) from None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"{path} does not hold a plain dictionary of tensors; save it with torch.save(state_dict)")
+    for name, tensor in found.items():
+        # Strides of 0 make a few numbers a tensor of any size, and reading it would take memory for all of it.
+        if tensor.nbytes > (stored := tensor.untyped_storage().nbytes()):
+            raise InputError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, {tensor.nbytes} bytes, but the file holds {stored} of"
+                " it; save it with tensor.contiguous()"
+            )
     return found
 
 
