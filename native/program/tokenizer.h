@@ -21,7 +21,6 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
 
   int32_t size() const { return static_cast<int32_t>(pieces_.size()); }
-  int32_t end_id() const { return end_id_; }  // -1: the file names none
   // The ids at which a text ends: those of eos, eot and eom that the file names, and the list of our own key.
   const std::vector<int32_t>& ends() const { return ends_; }
 
