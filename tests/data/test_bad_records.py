@@ -528,3 +528,24 @@ def test_files_changed_anywhere_are_read_or_named(tmp_path: Path):
             (tmp_path / name).write_bytes(changed)
             with contextlib.suppress(InputError, DamagedFileError):
                 read(tmp_path, kind=kind, files=(name,), damaged_files=choose.choice(("stop", "drop")))
+
+
+def test_a_long_text_that_every_row_of_parquet_repeats_is_held_once(tmp_path: Path):
+    """Counted: the bytes that Arrow holds at most, over growing numbers of rows of one text."""
+    text, held = "x" * (5 << 20), []
+    for rows in (2, 20, 40):
+        repeated = pyarrow.DictionaryArray.from_arrays(
+            pyarrow.array([0] * rows, pyarrow.int32()), pyarrow.array([text])
+        )
+        parquet.write_table(table(text=repeated), tmp_path / "a.parquet", store_schema=False, compression="zstd")
+        assert (tmp_path / "a.parquet").stat().st_size < 20_000
+        before = pyarrow.default_memory_pool()
+        pool = pyarrow.proxy_memory_pool(before)
+        pyarrow.set_memory_pool(pool)
+        try:
+            (task,) = list_tasks(SourceConfig(kind="parquet", root=str(tmp_path)))
+            assert sum(document.text == text for document in read_task(task)) == rows
+        finally:
+            pyarrow.set_memory_pool(before)
+        held.append(pool.max_memory())
+    assert max(held) < 40 << 20, held
