@@ -1,7 +1,7 @@
-"""Parquet: each row is a document. Pages are read one after the other, rows in batches of BATCH_ROWS: held are a page of
-each column and a batch's cells, which a dictionary cannot make more than BATCH_ROWS * DICTIONARY_BYTES.
+"""Parquet: each row is a document. Pages are read one after the other, rows in batches of BATCH_ROWS.
 
-A row that cannot be turned into text is bad; a row group with a damaged page is damage to the file.
+Held are a page of each column and the cells of a batch, which no dictionary makes more than BATCH_ROWS times
+DICTIONARY_BYTES. A row that cannot be turned into text is bad; a row group with a damaged page is damage to the file.
 """
 
 from __future__ import annotations
