@@ -24,12 +24,17 @@ from mobillama.data.sources import Task
 # More text than this in one paper is no paper (a bomb, or data): the rest of its files is not taken.
 MOST_BYTES = 64 << 20
 DEEPEST = 20
+# Files that put each other in many times over grow exponentially: what is put in may be this many times all files.
+MOST_GROWTH = 8
 TEX = (".tex", ".ltx", ".latex", ".bbl")
 USUAL = ("main.tex", "ms.tex", "paper.tex", "article.tex")
 PDF = b"%PDF"
 SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".tgz", ".tar", ".pdf", ".tex")  # in the order in which they come off
 MAIN = re.compile(r"^[^%\n]*\\document(?:class|style)", re.M)
-PUT_IN = re.compile(r"\\(?:input|include|subfile)\s*\{\s*([^{}\n]+?)\s*\}|\\input\s+([^\s{}\\%]+)")
+# White space and words follow each other by turns and give nothing back: linear where no brace ever closes.
+PUT_IN = re.compile(
+    r"\\(?:input|include|subfile)\s*+\{\s*+([^\s{}]++(?:[^\S\n]++[^\s{}]++)*+)\s*+\}|\\input\s++([^\s{}\\%]++)"
+)
 VERBATIM = re.compile(r"\\(begin|end)\{(verbatim\*?|Verbatim|lstlisting|minted|alltt)\}")
 COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*")
 OLD_ID = re.compile(r"([a-z-]+)(\d{7}(?:v\d+)?)$")
@@ -72,7 +77,8 @@ def main_text(files: Mapping[str, str]) -> str | None:
         usual = posixpath.basename(name) in USUAL
         return "\\begin{document}" not in clean[name], name in used, not usual, -len(clean[name]), name
 
-    return _put_together(min(mains, key=order), clean, (), [0])
+    room = min(MOST_BYTES, MOST_GROWTH * sum(map(len, clean.values())))
+    return _put_together(min(mains, key=order), clean, (), [room])
 
 
 def without_comments(text: str) -> str:
@@ -102,6 +108,7 @@ def _papers(source: Opened, name: str, most: int) -> Iterator[tuple[str, bytes |
         yield name, source.raw.read(most + 1)
         return
     files: dict[str, bytes] = {}
+    room = most
     with tarfile.open(fileobj=source.raw, mode="r|") as archive:
         for member in archive:
             if not member.isfile():
@@ -110,7 +117,7 @@ def _papers(source: Opened, name: str, most: int) -> Iterator[tuple[str, bytes |
             if member.name.lower().endswith((".gz", ".pdf")) and not files and stream is not None:
                 yield member.name, stream.read(most + 1)
             elif stream is not None:
-                _take(files, member.name, stream, most)
+                room -= _take(files, member.name, stream, room)
     if files:
         yield name, files
 
@@ -144,31 +151,39 @@ def _unpacked(path: str, data: bytes, most: int) -> dict[str, bytes]:
     if len(data) > most:
         raise _TooLongError
     if data[257:262] == b"ustar":
+        room = most
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
-                    _take(files, member.name, stream, most)
+                    room -= _take(files, member.name, stream, room)
         return files
     return {_stem(path) + ".tex": data}
 
 
-def _take(files: dict[str, bytes], name: str, stream: IO[bytes], most: int) -> None:
-    """Keep a TeX file of a paper, as long as there is room."""
-    if name.lower().endswith(TEX) and (room := most - sum(map(len, files.values()))) > 0:
-        files[posixpath.normpath(name)] = stream.read(room)
+def _take(files: dict[str, bytes], name: str, stream: IO[bytes], room: int) -> int:
+    """Keep a TeX file of a paper, as long as there is room; the bytes that it takes more than the one of its name."""
+    if not name.lower().endswith(TEX) or room <= 0:
+        return 0
+    key = posixpath.normpath(name)
+    before = len(files.get(key, b""))
+    files[key] = stream.read(room)
+    return len(files[key]) - before
 
 
-def _put_together(name: str, files: Mapping[str, str], above: tuple[str, ...], written: list[int]) -> str:
-    """A file with the others in their places; one that is not there, or would hold itself, is left as it is named."""
+def _put_together(name: str, files: Mapping[str, str], above: tuple[str, ...], room: list[int]) -> str:
+    """A file with the others in their places; one that is not there, or would hold itself, is left as it is named.
+
+    `room`: one number, the characters that may still be put in; what finds none left stays as it is named too.
+    """
 
     def put(match: re.Match[str]) -> str:
         found = _find(match[1] or match[2], name, files)
         inside = (*above, name)
-        if found is None or found in inside or len(inside) > DEEPEST or written[0] > MOST_BYTES:
+        if found is None or found in inside or len(inside) > DEEPEST or room[0] < 0:
             return match[0]
-        written[0] += len(files[found])
-        return _put_together(found, files, inside, written)
+        room[0] -= len(files[found])
+        return _put_together(found, files, inside, room)
 
     return PUT_IN.sub(put, files[name])
 

@@ -41,9 +41,9 @@ BLOCK_SHINGLES, BLOCK_HASHES = 1024, 16
 SHARE_DOCUMENTS = 1 << 22
 # Shingles and documents whose signatures are made in one go.
 KEPT_BYTES, KEPT_DOCUMENTS = 16 << 20, 1 << 12
-# A comment at the beginning of a file of code, after a "#!" line.
+# A comment at the beginning of a file of code, after a "#!" line. No part gives back what it took: linear.
 HEADER = re.compile(
-    r"\s*(?:#![^\n]*\n)?(?:/\*.*?\*/|(?:[ \t]*//[^\n]*(?:\n|$))+|(?:[ \t]*#[^\n]*(?:\n|$))+)", re.DOTALL
+    r"\s*+(?:#![^\n]*+\n)?(?:/\*.*?\*/|(?:[ \t]*+//[^\n]*+(?:\n|$))++|(?:[ \t]*+#[^\n]*+(?:\n|$))++)", re.DOTALL
 )
 NOTICE = re.compile(r"copyright|licen[cs]e", re.IGNORECASE)
 

@@ -175,7 +175,8 @@ class Index:
             for hashes in run_hashes(word_hashes(line, starts)):
                 for place, at in self._maybe(hashes):
                     found |= self._bits(at, line, starts[place:], ends[place:])
-            before = line[starts[-RUN_WORDS + 1] :] if len(starts) >= RUN_WORDS else line
+            # The words alone: what lies between them would be read again with every piece.
+            before = b" ".join((line[starts[-RUN_WORDS + 1] :] if len(starts) >= RUN_WORDS else line).split())
         return [name for bit, name in enumerate(NAMES) if found >> bit & 1]
 
     def _maybe(self, hashes: Hashes) -> list[tuple[int, int]]:

@@ -8,10 +8,11 @@ the temporary folder needs about the size of Posts.xml.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -163,70 +164,103 @@ def _license(row: ElementTree.Element) -> str:
 
 
 def light_text(html: str) -> str:
-    """HTML of a post as plain text with the lightest of marks: code, lists, quotes, emphasis; no link targets."""
-    parser = _LightText()
-    parser.feed(html)
-    parser.close()
-    return parser.text()
+    """HTML of a post as plain text with the lightest of marks: code, lists, quotes, emphasis; no link targets.
+
+    Time and output grow with the post. Python's own HTMLParser reads on to the end for every tag that never closes.
+    """
+    light = _LightText()
+    at, comments = 0, True
+    while (start := html.find("<", at)) >= 0:
+        if comments and html.startswith("<!--", start):
+            end = html.find("-->", start + 4)
+            if comments := end >= 0:
+                light.data(html[at:start])
+                at = end + 3
+                continue
+        tag = TAG.match(html, start)
+        light.data(html[at:start])
+        if tag is None:
+            light.data("<")
+            at = start + 1
+            continue
+        at = tag.end()
+        if tag[2] and not tag[1]:
+            light.start(tag[2].lower())
+        if tag[2] and (tag[1] or tag[0].endswith("/>")):
+            light.end(tag[2].lower())
+    light.data(html[at:])
+    return light.text()
 
 
+# A tag, or a declaration. No "<" stands in one, not even in a value, so that each ends its scan at the next.
+TAG = re.compile(r"""<(?:(/?)([A-Za-z][^\s/<>]*+)(?:[^<>"']|"[^"<]*+"|'[^'<]*+'|["'])*+|[!?/][^<>]*+)>""")
 BLOCKS = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "ul", "ol", "blockquote", "hr", "table", "tr")
 MARKS = {"em": "_", "i": "_", "strong": "**", "b": "**", "code": "`"}
+DEEPEST_QUOTE = 32  # marks before a line: quotes in quotes would make the text longer with every line
+# A reference to a character by a number so long that Python does not read it; there is no such character.
+LONG_NUMBER = re.compile(r"&#(?:[0-9]{64,}|[xX][0-9a-fA-F]{64,});?")
 
 
-class _LightText(HTMLParser):
+class _LightText:
+    """The text of a post, from its tags and what stands between them in order."""
+
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
         self._blocks: list[str] = []
-        self._part = ""
-        self._prefixes: list[str] = []
+        self._part: list[str] = []
+        self._quotes = 0
         self._lists: list[int] = []
         self._code = 0
 
     def text(self) -> str:
-        """What was fed."""
+        """What was told so far."""
         self._end_block()
         return "\n\n".join(self._blocks)
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+    def start(self, tag: str) -> None:
+        """A tag that opens, or stands alone."""
         if tag in BLOCKS:
             self._end_block()
         if tag == "pre":
             self._code += 1
         elif tag == "blockquote":
-            self._prefixes.append("> ")
+            self._quotes += 1
         elif tag in ("ul", "ol"):
             self._lists.append(0 if tag == "ol" else -1)
         elif tag == "li":
             self._end_block()
-            number = self._lists[-1] = self._lists[-1] + (self._lists[-1] >= 0) if self._lists else -1
-            self._part = f"{number}. " if number > 0 else "- "
+            if self._lists and self._lists[-1] >= 0:
+                self._lists[-1] += 1
+            self._part = [f"{self._lists[-1]}. " if self._lists and self._lists[-1] > 0 else "- "]
         elif tag == "br":
-            self._part += "\n"
+            self._part.append("\n")
         elif tag in MARKS and not self._code:
-            self._part += MARKS[tag]
+            self._part.append(MARKS[tag])
 
-    def handle_endtag(self, tag: str) -> None:
+    def end(self, tag: str) -> None:
+        """A tag that closes."""
         if tag in BLOCKS or tag == "li":
             self._end_block()
         if tag == "pre":
             self._code = max(0, self._code - 1)
-        elif tag == "blockquote" and self._prefixes:
-            self._prefixes.pop()
+        elif tag == "blockquote":
+            self._quotes = max(0, self._quotes - 1)
         elif tag in ("ul", "ol") and self._lists:
             self._lists.pop()
         elif tag in MARKS and not self._code:
-            self._part += MARKS[tag]
+            self._part.append(MARKS[tag])
 
-    def handle_data(self, data: str) -> None:
-        self._part += data if self._code else " ".join(data.split("\n")) if data.strip() else " " * bool(data)
+    def data(self, data: str) -> None:
+        """HTML between tags."""
+        data = unescape(LONG_NUMBER.sub("\ufffd", data) if "&#" in data else data)
+        self._part.append(data if self._code else data.replace("\n", " ") if data.strip() else " " * bool(data))
 
     def _end_block(self) -> None:
-        part = self._part.strip("\n") if self._code else self._part.strip()
-        self._part = ""
+        part = "".join(self._part)
+        part = part.strip("\n") if self._code else part.strip()
+        self._part = []
         if not part.strip():
             return
         lines = ["    " + line for line in part.split("\n")] if self._code else part.split("\n")
-        prefix = "".join(self._prefixes)
+        prefix = "> " * min(self._quotes, DEEPEST_QUOTE)
         block = "\n".join(prefix + line.rstrip() for line in lines)
         self._blocks.append(block)

@@ -17,7 +17,7 @@ from datatrove.utils.text import NUMBERS_PATTERN, PUNCTUATION, simplify_text
 from numpy.typing import NDArray
 
 PIECE_CHARACTERS = 1 << 17
-MEMO_RUNS = 1 << 16
+MEMO_RUNS, MEMO_CHARACTERS = 1 << 16, 1 << 8  # runs remembered, and the longest of them
 NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 WHITE = re.compile(r"\s")
 NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)?")
@@ -43,9 +43,11 @@ class _Runs(dict[str, str]):
     """What becomes of a run of characters beyond ASCII; bounded."""
 
     def __missing__(self, run: str) -> str:
-        if len(self) >= MEMO_RUNS:
-            self.clear()
-        self[run] = made = self.make(run)
+        made = self.make(run)
+        if len(run) <= MEMO_CHARACTERS:
+            if len(self) >= MEMO_RUNS:
+                self.clear()
+            self[run] = made
         return made
 
     def make(self, run: str) -> str:

@@ -61,7 +61,8 @@ MEANINGS = {
     "one_line": "one line over and over",
 }
 N_GRAM = re.compile(r"(top|duplicated)_(\d+)_(?:gram|n_grams)$")
-PREFIXES = ("gopher_repetition", "gopher_quality", "gopher", "c4", "fineweb", "code", "light")
+FILTERS = ("gopher_repetition", "gopher_quality", "gopher", "c4", "fineweb", "code", "light")
+STARTS = tuple(name + mark for name in FILTERS for mark in "_.:/ ")
 
 
 def page_path(shards: Path) -> Path:
@@ -104,7 +105,7 @@ def meaning_of(reason: str) -> str:
     False
     """
     names = [reason]
-    names += [reason[len(prefix) + 1 :] for prefix in PREFIXES if re.match(rf"{prefix}[_.:/ ]", reason)]
+    names += [reason[len(start) :] for start in STARTS if reason.startswith(start)]
     for name in names:
         if name in MEANINGS:
             return MEANINGS[name]
