@@ -257,3 +257,47 @@ def told(path: Path) -> bool:
 def sign_task(folder: Path, task: int, texts: list[str]) -> list[int]:
     step: Any = Signatures(CleanConfig(), folder)
     return [sum(1 for _ in step.run(documents(texts), task))]
+
+
+LANGUAGES = {
+    "Chinese": (range(0x4E00, 0x4E00 + 3000), "，。"),
+    "Japanese": ([*range(0x3041, 0x3096), *range(0x30A1, 0x30FA), *range(0x4E00, 0x4E00 + 800)], "、。"),
+    "Thai": (range(0x0E01, 0x0E2F), " "),
+    "Lao": (range(0x0E94, 0x0EA0), " "),
+    "Khmer": (range(0x1780, 0x17B3), "។ "),
+}
+
+
+def unspaced_text(chance: random.Random, language: str, size: int) -> str:
+    letters, marks = LANGUAGES[language]
+    words = ["".join(map(chr, chance.choices(list(letters), k=chance.randint(1, 3)))) for _ in range(3000)]
+    text = ""
+    while len(text) < size:
+        text += "".join(chance.choices(words, k=8)) + chance.choice(marks)
+    return text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_near_copies_without_spaces_go_and_other_texts_stay(tmp_path: Path, language: str):
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    texts = [unspaced_text(chance, language, 600) for _ in range(30)]
+    copies = []
+    for text in texts:
+        characters = list(text)
+        for place in chance.sample(range(len(characters)), 6):  # one in a hundred
+            characters[place] = chance.choice(text)
+        copies.append("".join(characters))
+    found = matched(tmp_path, sign(tmp_path, [texts, copies], CleanConfig()))
+    assert all(copy - 30 == first for copy, first in found)
+    assert len(found) >= 29
+
+
+def test_a_text_with_few_characters_of_other_scripts_has_datatroves_words(tmp_path: Path):
+    text = "The character 海 means sea, and 看海 to look at it; 他们在海边看见了一艘船 is a sentence in English."
+    spaced = "한국어 문장은 낱말 사이에 공백이 있고 그래서 낱말은 공백으로 나뉜다"
+    step, ours = oracle(tmp_path), MinHash(CleanConfig())
+    for one in (text, spaced):
+        assert ours.signatures([ours.shingles(one)])[:, 0].tolist() == expected(step, one)
+    assert len(ours.shingles("他们在海边看见了一艘船")) == 7

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import string
+
 import pytest
 from tests.tokenizer.strings import strings
 
 from mobillama.errors import InputError
+from mobillama.tokenizer import training
 from mobillama.tokenizer.tokenizer import Tokenizer, train
+from mobillama.tokenizer.training import LONGEST_WORD, WORD_PART, count_words
 from mobillama.tokenizer.words import BLANK, CLASSES, DIGIT, LETTER, SIGN, find_cuts
 
 
@@ -64,3 +69,27 @@ def test_a_vocabulary_without_room_is_an_error_that_says_how_small_it_may_be() -
 def test_texts_too_few_for_the_vocabulary_are_an_error_that_says_how_many_pieces_they_give() -> None:
     with pytest.raises(InputError, match=r"give \d+ pieces; expected vocab_size=4096"):
         train(["a handful of words, said twice; a handful of words"], 4096)
+
+
+def test_a_word_is_cut_only_where_there_is_no_space_for_thousands_of_characters() -> None:
+    long = "".join(random.Random(1).choices(string.ascii_lowercase, k=LONGEST_WORD))
+    assert count_words(["a " + long[1:]]) == {" a": 1, " " + long[1:]: 1}
+    cut = count_words(["a " + long + " b"])
+    assert set(map(len, cut)) == {2, WORD_PART, 1}
+    assert sum(len(word) * count for word, count in cut.items()) == len(" a " + long + " b")
+
+
+def test_a_word_without_end_is_learned_from_in_parts() -> None:
+    """What the trainer is given has no long word, so that each merge costs time for its own neighbours alone."""
+    letters = "".join(random.Random(2).choices(string.ascii_lowercase, k=80_000))
+    assert max(map(len, count_words([letters]))) == WORD_PART
+    assert train([letters], 2048).vocab_size == 2048
+    assert max(map(len, count_words(["=" * 80_000]))) == WORD_PART
+
+
+def test_characters_of_words_that_are_held_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHARACTERS_COUNTED", 10_000)
+    texts = ["often " + "".join(random.Random(n).choices(string.ascii_lowercase, k=2000)) for n in range(200)]
+    words = count_words(texts)
+    assert words[" often"] == 200
+    assert sum(map(len, words)) < 60_000

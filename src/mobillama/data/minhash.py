@@ -1,9 +1,10 @@
 """Near-duplicates over the whole corpus by MinHash: equal signatures in one bucket make two documents one cluster.
 
 Gives the signatures of datatrove's MinhashDedupSignature (64-bit xxhash, seed 1, words split at spaces) and the
-clusters of its later stages, with two differences: a licence notice at the head of code counts for nothing, and of a
-cluster the first document in order (source, file, record) stays. Three stages: `Signatures` while cleaning,
-`MatchBuckets` with one task per bucket and share of the hashes, `cluster` at the end.
+clusters of its later stages, with three differences: a licence notice at the head of code counts for nothing, of a
+cluster the first document in order (source, file, record) stays, and in a text that is mostly written without spaces
+between words (Chinese, Japanese, Thai, Lao, Khmer, ...) each such character is a word. Three stages: `Signatures`
+while cleaning, `MatchBuckets` with one task per bucket and share of the hashes, `cluster` at the end.
 
 `<task>.minhash` holds the signatures of the task's kept documents as uint64, (buckets, hashes, documents), so that one
 hash of all documents is one run of bytes. NO_SHINGLE stands for a document with fewer words than a shingle has.
@@ -45,6 +46,12 @@ KEPT_BYTES, KEPT_DOCUMENTS = 16 << 20, 1 << 12
 HEADER = re.compile(
     r"\s*+(?:#![^\n]*+\n)?(?:/\*.*?\*/|(?:[ \t]*+//[^\n]*+(?:\n|$))++|(?:[ \t]*+#[^\n]*+(?:\n|$))++)", re.DOTALL
 )
+# Characters of scripts that put no space between words: Thai, Lao, Tibetan, Myanmar, Khmer, and from Kana to Han.
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U000323af]"
+)
+THREE_BYTES = 0xE0  # the least first byte of a character of three bytes or more in UTF-8, as all of those are
 NOTICE = re.compile(r"copyright|licen[cs]e", re.IGNORECASE)
 
 
@@ -56,6 +63,21 @@ def body(text: str) -> str:
     """
     header = HEADER.match(text)
     return text[header.end() :] if header and NOTICE.search(header[0]) else text
+
+
+def unspaced(text: str) -> bool:
+    """Whether most characters of a text, white space left out, are of scripts that put no space between words.
+
+    >>> unspaced("他们在海边看见了一艘船 (ship)"), unspaced("The word 海 is sea.")
+    (True, False)
+    """
+    if text.isascii():
+        return False
+    data = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
+    if 4 * int(np.count_nonzero(data >= THREE_BYTES)) <= len(text):
+        return False
+    characters = len("".join(text.split()))
+    return 2 * len(UNSPACED.findall(text)) > characters
 
 
 class MinHash:
@@ -72,8 +94,13 @@ class MinHash:
         """Hashes of all runs of `words` words of a text's body, in order: (its words - words + 1,), or none."""
         found: list[Hashes] = []
         before = b""
-        for piece in pieces(body(text)):
-            line = b" ".join(part for part in (before, simplified(piece)) if part)
+        whole = body(text)
+        apart = unspaced(whole)
+        for piece in pieces(whole):
+            words = simplified(piece)
+            if apart:
+                words = " ".join(UNSPACED.sub(r" \g<0> ", words.decode()).split()).encode()
+            line = b" ".join(part for part in (before, words) if part)
             starts, ends = bounds(line)
             count = len(starts) - self.words + 1
             if count > 0:

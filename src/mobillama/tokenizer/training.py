@@ -18,9 +18,12 @@ from mobillama.errors import InputError
 from mobillama.tokenizer.vocabulary import BEGIN, BYTES, END, LONGEST_RUN, SPACE, UNKNOWN, Vocabulary, run_merges
 
 WORD = re.compile(r" ?[^\W\d_]+| ?(?:[^\w\s]|_)+|\d")
+# A word of so many characters is none: a merge in it costs time for all of it. It is taken in parts.
+LONGEST_WORD, WORD_PART = 2048, 64
 LONGEST_PIECE = 16  # characters, as in LLaMA's vocabulary
 COVERAGE = 0.9995  # share of the characters of the text that become pieces; the rest are written as bytes
 WORDS_COUNTED = 2_000_000  # different words counted at once; beyond, those seen once are forgotten
+CHARACTERS_COUNTED = 1 << 28  # as many are read before those of the words are looked at, a quarter of them may stay
 FIXED = (UNKNOWN, BEGIN, END, *BYTES)
 RUNS = tuple(SPACE * size for size in range(2, LONGEST_RUN + 1))
 
@@ -51,11 +54,28 @@ def learn(texts: Iterable[str], vocab_size: int) -> Vocabulary:
 def count_words(texts: Iterable[str]) -> Counter[str]:
     """How often each word (with plain spaces) stands in the texts."""
     words: Counter[str] = Counter()
+    held, most = 0, CHARACTERS_COUNTED  # characters in all words, at most, and when they are counted
     for text in texts:
         words.update(WORD.findall(" " + text.replace(SPACE, " ")))
-        if len(words) > WORDS_COUNTED:
+        held += len(text) + 1
+        full = len(words) > WORDS_COUNTED
+        if held > most:
+            _cut(words)
+            held = sum(map(len, words))
+            full |= held > CHARACTERS_COUNTED // 4
+            most = max(CHARACTERS_COUNTED, 2 * held)
+        if full:
             words = Counter({word: count for word, count in words.items() if count > 1})
+    _cut(words)
     return words
+
+
+def _cut(words: Counter[str]) -> None:
+    """Put in the place of every word longer than LONGEST_WORD its parts of WORD_PART."""
+    for word in [word for word in words if len(word) > LONGEST_WORD]:
+        count = words.pop(word)
+        for start in range(0, len(word), WORD_PART):
+            words[word[start : start + WORD_PART]] += count
 
 
 def choose_alphabet(words: Counter[str], most: int) -> list[str]:
