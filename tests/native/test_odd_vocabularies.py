@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,6 +208,40 @@ def test_user_defined_pieces_match_as_sentencepiece_matches_them(
         assert ids == oracle.encode(text), f"seed {seed}: {text!r}"
         assert found.decode(ids) == oracle.decode(ids), f"seed {seed}: {text!r}"
         assert found.byte_lengths(text, ids).sum() == len(text.encode()), f"seed {seed}: {text!r}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("tokens", value) for value in ([1, 2, 3], "abc")),
+        *(("scores", value) for value in (["a", "b", "c"], [float("nan")] * 3, 0.5)),
+        *(("token_type", value) for value in ([1.0, 2.0, 3.0], ["a", "b", "c"], 3)),
+        ("merges", [1]),
+        *(
+            (f"{name}_token_id", value)
+            for name in ("bos", "eos", "unknown", "eot", "eom")
+            for value in ("x", 0.5, -1, 3)
+        ),
+        *((f"add_{name}", value) for name in ("bos_token", "eos_token", "space_prefix") for value in ("no", 0.5)),
+        *(("more", value) for value in (["a"], [1.5], [3], 2)),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_both(key: str, value: Any, tmp_path: Path) -> None:
+    name = "mobillama.end_token_ids" if key == "more" else f"tokenizer.ggml.{key}"
+    given = {"tokens": ["a", "b", "c"], "scores": [0.0, -1.0, -2.0], "token_type": [1, 1, 1]}
+    values = {"tokenizer.ggml.model": "llama", **{f"tokenizer.ggml.{one}": found for one, found in given.items()}}
+    writer = gguf.GGUFWriter(tmp_path / "bad.gguf", "mobillama")
+    for one, found in (values | {name: value}).items():
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_int32, list: writer.add_array}
+        add[type(found)](one, found)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    done = run(tmp_path / "bad.gguf", "--tokenize", stdin=b"a")
+    assert done.returncode == 1
+    assert name in done.stderr.decode()
+    with pytest.raises(MobillamaError, match=re.escape(name)):
+        read_tokenizer(tmp_path / "bad.gguf")
 
 
 # What sentencepiece reads too; of a GGUF file it is asked to put the space where sentencepiece does.

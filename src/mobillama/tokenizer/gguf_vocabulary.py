@@ -7,6 +7,7 @@ order merges as our list does. GGUF numbers the kinds of pieces as sentencepiece
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 PREFIX_KEY = "tokenizer.mobillama.space_prefix"  # our own key: a Prefix that is not what add_space_prefix means
+LISTS = {"tokens": str, "scores": float, "token_type": int, "merges": str}  # under tokenizer.ggml, with their items
+NAMES = {str: "strings", float: "finite numbers", int: "whole numbers"}
 BYTES_SET = frozenset(BYTES)
 END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))  # ids at which a text ends
 MORE_ENDS = "mobillama.end_token_ids"  # our own key: further ones, an array of UINT32
@@ -163,10 +166,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise InputError(
             f"{path} holds a tokenizer of kind {model!r}; expected 'llama': give a tokenizer beside the file"
         )
-    lists = {name: keys.get(f"tokenizer.ggml.{name}", []) for name in ("tokens", "scores", "token_type", "merges")}
-    for name, value in lists.items():
-        if not isinstance(value, list):
-            raise DamagedFileError(f"{path}: tokenizer.ggml.{name} is {value!r}; expected a list: get the file again")
+    lists = {name: _list(keys, f"tokenizer.ggml.{name}", kind, path) for name, kind in LISTS.items()}
     kinds = lists["token_type"]
     unk, bos, eos = (
         _special_id(keys, f"tokenizer.ggml.{name}_token_id", kinds, usual, kind, path)
@@ -180,11 +180,29 @@ def read_tokenizer(path: Path) -> Tokenizer:
         prefix=_prefix(keys, path),
         specials=Specials(unk, bos, eos),
         # Where a file is silent, llama.cpp puts the begin id in front and nothing behind.
-        adds_bos=bool(keys.get("tokenizer.ggml.add_bos_token", True)) and bos is not None,
-        adds_eos=bool(keys.get("tokenizer.ggml.add_eos_token", False)) and eos is not None,
+        adds_bos=_flag(keys, "tokenizer.ggml.add_bos_token", True, path) and bos is not None,
+        adds_eos=_flag(keys, "tokenizer.ggml.add_eos_token", False, path) and eos is not None,
         end_ids=frozenset(_end_ids(keys, len(kinds), path)),
     )
     return Tokenizer(from_gguf(found, str(path)))
+
+
+def _list(keys: Mapping[str, Any], key: str, kind: type, path: Path) -> list[Any]:
+    """A list of strings, whole numbers or finite numbers; empty where the file has none."""
+    found = keys.get(key, [])
+    items: list[Any] = found if isinstance(found, list) else [found]
+    taken = (int, float) if kind is float else (kind,)
+    wrong = [item for item in items if not isinstance(item, taken) or item in (math.inf, -math.inf) or item != item]
+    if wrong or not isinstance(found, list):
+        raise _damaged(str(path), f"key '{key}' holds {(wrong or items)[0]!r}; expected a list of {NAMES[kind]}")
+    return items
+
+
+def _flag(keys: Mapping[str, Any], key: str, absent: bool, path: Path) -> bool:
+    found = keys.get(key, absent)
+    if not isinstance(found, int):
+        raise _damaged(str(path), f"key '{key}' is {found!r}; expected true or false")
+    return bool(found)
 
 
 def _special_id(
@@ -197,7 +215,7 @@ def _special_id(
 
 
 def _prefix(keys: Mapping[str, Any], path: Path) -> Prefix:
-    if not keys.get("tokenizer.ggml.add_space_prefix", True):
+    if not _flag(keys, "tokenizer.ggml.add_space_prefix", True, path):
         return Prefix.NONE
     own = keys.get(PREFIX_KEY, Prefix.EACH)
     if own not in tuple(Prefix):
@@ -207,17 +225,15 @@ def _prefix(keys: Mapping[str, Any], path: Path) -> Prefix:
 
 def _end_ids(keys: Mapping[str, Any], size: int, path: Path) -> Iterator[int]:
     """The ids of a file at which a text ends. Error: DamagedFileError for what is no row of the embedding."""
-    more = keys.get(MORE_ENDS, [])
-    if not isinstance(more, list):
-        raise DamagedFileError(f"{path}: {MORE_ENDS} is {more!r}; expected a list of ids: get the file again")
+    more = _list(keys, MORE_ENDS, int, path)
     for key, id_ in [(key, keys[key]) for key in END_KEYS if key in keys] + [(MORE_ENDS, id_) for id_ in more]:
         yield _checked_id(key, id_, size, path)
 
 
 def _checked_id(key: str, id_: Any, size: int, path: Path) -> int:
-    if not isinstance(id_, int) or isinstance(id_, bool) or not 0 <= id_ < size:
+    if not isinstance(id_, int) or not 0 <= id_ < size:
         raise _damaged(str(path), f"{key} is {id_!r}; expected 0 to {size - 1}")
-    return id_
+    return int(id_)
 
 
 def _damaged(origin: str, words: str) -> DamagedFileError:
