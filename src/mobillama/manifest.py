@@ -14,18 +14,23 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mobillama
-from mobillama.errors import WRITING, DamagedFileError, InputError, naming
+from mobillama import strict_json
+from mobillama.errors import WRITING, DamagedFileError, InputError, MobillamaError, naming
 
 FORMAT_VERSION = 1
 FILE = "manifest.json"
+TYPES = {"kind": str, "made_from": list, "recipe": dict, "counts": dict, "files": dict, "circumstance": dict}
+BARRED = re.compile(r"[\x00-\x1f\\]")  # in a name of a file
 LOCK_SECONDS = 1.0
 
 
@@ -157,24 +162,49 @@ def seal(
 def read(folder: Path, kind: str | None = None) -> Manifest:
     """Read a folder's manifest. Errors: InputError if it has none or is of another kind or a newer format."""
     path = folder / FILE
-    if not path.is_file():
+    if not is_file(path):
         unfinished = f"; {partial_path(folder)} is an unfinished build" if partial_path(folder).is_dir() else ""
         raise InputError(f"{folder} has no {FILE}, so it is not an artefact of mobillama{unfinished}")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = strict_json.require(strict_json.parse(path.read_bytes()), {"format": str, "format_version": int})
         version = tree.pop("format_version")
-        if tree.pop("format") != "mobillama.manifest":
-            raise KeyError("format")
-        found = Manifest(**tree, format_version=version)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if tree.pop("format") != "mobillama.manifest" or version < 1:
+            raise ValueError(f"it is not of format 'mobillama.manifest', version 1 to {FORMAT_VERSION}")
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{path} has format version {version}; this mobillama reads up to {FORMAT_VERSION}: install a newer one"
+            )
+        found = Manifest(**_checked(tree), format_version=version)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         raise DamagedFileError(f"{path} is not a manifest ({error}); restore it or build the artefact again") from None
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format version {version}; this mobillama reads up to {FORMAT_VERSION}: install a newer one"
-        )
     if kind is not None and found.kind != kind:
         raise InputError(f"{folder} is an artefact of kind {found.kind!r}; expected {kind!r}")
     return found
+
+
+def _checked(tree: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a manifest beside its format. Error: ValueError for one that is not as docs/formats.md says."""
+    strict_json.require(tree, TYPES)
+    if other := sorted(tree.keys() - TYPES.keys()):
+        raise ValueError(f"the key {other[0]!r} is not known")
+    for entry in tree["made_from"]:
+        strict_json.require(entry, {"kind": str, "name": str, "digest": str})
+    for name, entry in tree["files"].items():
+        strict_json.require(entry, {"bytes": int, "sha256": str})
+        if not is_inside(name):
+            raise ValueError(f"it names {name!r:.80}; expected names of files inside its folder")
+    return tree
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name is one of something inside a folder, whatever the system: no `..`, no `/` at its beginning.
+
+    >>> [name for name in ("a/b.json", "", "/a", "../a", "a//b", "a/./b", "a" + chr(92) + "b") if is_inside(name)]
+    ['a/b.json']
+    """
+    return not BARRED.search(name) and not {"", ".", ".."} & set(name.split("/"))
 
 
 def origin(folder: Path, manifest: Manifest | None = None) -> dict[str, str]:
@@ -184,25 +214,67 @@ def origin(folder: Path, manifest: Manifest | None = None) -> dict[str, str]:
 
 
 def differences(folder: Path) -> list[str]:
-    """Every way in which the bytes under `folder` are not those its manifest names; empty = all as promised."""
-    manifest = read(folder)
-    found = []
-    for name, promised in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name}: missing; expected {promised['bytes']} bytes, sha256 {promised['sha256']}")
-        elif (size := path.stat().st_size) != promised["bytes"]:
-            found.append(f"{name}: found {size} bytes; expected {promised['bytes']}")
-        elif (digest := sha256_file(path)) != promised["sha256"]:
-            found.append(f"{name}: found sha256 {digest}; expected {promised['sha256']}")
-    return found
+    """Every way in which the bytes under `folder` are not those its manifest names; empty = all as promised.
+
+    What readers ask: a file may be a link to one elsewhere. `verified` is stricter.
+    """
+    return [text for name, promised in read(folder).files.items() if (text := _difference(folder, name, promised))]
+
+
+def _difference(folder: Path, name: str, promised: Mapping[str, Any]) -> str | None:
+    path = folder / name
+    if not is_file(path):
+        return f"{name}: missing; expected {promised['bytes']} bytes, sha256 {promised['sha256']}"
+    if (size := path.stat().st_size) != promised["bytes"]:
+        return f"{name}: found {size} bytes; expected {promised['bytes']}"
+    if (digest := sha256_file(path)) != promised["sha256"]:
+        return f"{name}: found sha256 {digest}; expected {promised['sha256']}"
+    return None
 
 
 def extra_files(folder: Path) -> list[str]:
     """Files under `folder` that its manifest does not name, in the words of `differences`."""
-    promised = {*read(folder).files, FILE}
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return [f"{name}: not in the manifest; expected no such file" for name in found if name not in promised]
+    return _extra(entries(folder), read(folder))
+
+
+def _extra(there: Iterable[str], found: Manifest) -> list[str]:
+    return [f"{name}: not in the manifest; expected no such file" for name in there if name not in {*found.files, FILE}]
+
+
+def verified(folder: Path, found: Manifest | None = None) -> list[str]:
+    """`differences` and `extra_files` of an artefact, and everything under it that is not a regular file or a folder.
+
+    A link is never followed, a pipe or a device never opened.
+    """
+    found, there = found or read(folder), entries(folder)
+    wrong = [f"{name}: a link, pipe or device; expected a regular file" for name in there if not there[name]]
+    for name, promised in found.files.items():
+        if there.get(name, True) and (text := _difference(folder, name, promised)):
+            wrong.append(text)
+    return wrong + _extra([name for name in there if there[name]], found)
+
+
+def entries(folder: Path) -> dict[str, bool]:
+    """All that lies under a folder but the folders themselves: relative name -> whether it is a regular file.
+
+    Of a name that is no text, the odd bytes are spelled out.
+    """
+    there = {}
+    for above, folders, files in os.walk(folder):  # os.walk enters no link
+        for path in (Path(above, name) for name in [*folders, *files]):
+            mode = path.lstat().st_mode
+            if not stat.S_ISDIR(mode):
+                name = path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
+                there[name] = stat.S_ISREG(mode)
+    return dict(sorted(there.items()))
+
+
+def is_file(path: Path) -> bool:
+    """As Path.is_file; a name that no file can have, or a folder that may not be entered, holds none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def lineage(folder: Path, *beside: Path) -> tuple[list[str], list[str]]:
@@ -214,11 +286,17 @@ def lineage(folder: Path, *beside: Path) -> tuple[list[str], list[str]]:
     wrong, not_checked = [], []
     places = (folder, folder.resolve().parent, *beside)
     for entry in read(folder).made_from:
-        kind, name, promised = (str(entry.get(key, "")) for key in ("kind", "name", "digest"))
-        inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts
+        kind, name, promised = entry["kind"], entry["name"], entry["digest"]
         around = places[1:] if kind == "source file" else places  # what is inside was not read to make it
-        paths = [place / name for place in around if inside and (place / name).resolve() != folder.resolve()]
-        found = next(((path, digest) for path in paths if (digest := digest_at(path, kind))), None)
+        paths = [place / name for place in around] if is_inside(name) else []
+        try:
+            found = next(
+                ((path, digest) for path in paths if not _same(path, folder) and (digest := digest_at(path, kind))),
+                None,
+            )
+        except (MobillamaError, OSError) as error:
+            wrong.append(f"{kind} {name}: {error}")
+            continue
         if found is None:
             not_checked.append(f"{kind} {name} (digest {promised}): not at hand")
         elif found[1] != promised:
@@ -233,8 +311,15 @@ def digest_at(path: Path, kind: str) -> str | None:
     """
     if kind in ("source file", "tokenizer"):
         file = path / "tokenizer.json" if kind == "tokenizer" else path
-        return sha256_file(file) if file.is_file() else None
-    return read(path).digest() if (path / FILE).is_file() else None
+        return sha256_file(file) if is_file(file) else None
+    return read(path).digest() if is_file(path / FILE) else None
+
+
+def _same(path: Path, folder: Path) -> bool:
+    try:
+        return path.samefile(folder)
+    except OSError:  # nothing is there, or nothing can be
+        return False
 
 
 def check(folder: Path) -> None:

@@ -44,7 +44,13 @@ def test_the_artefacts_are_as_promised_and_keep_their_digests(run: Path) -> None
     for name, digest in DIGESTS.items():
         assert manifest.read(RECORDED / name).digest() == digest
     found = check_run(run)
-    assert (found.digest, found.differences, found.not_checked) == (LEDGER, [], [])
+    assert (found.digest, found.differences) == (LEDGER, [])
+    # Its ledger tells nothing of what lies beside the weights, which is said.
+    assert [text.partition(":")[0] for text in found.not_checked] == [
+        "published/ckpt_000",
+        "published/ckpt_001",
+        "model",
+    ]
     tool = [sys.executable, "-I", "-S", str(ROOT / "tools" / "verify.py"), str(run.parent)]
     done = subprocess.run(tool, capture_output=True, text=True)
     assert (done.returncode, "DIFFERS" in done.stdout) == (0, False), done.stdout

@@ -36,7 +36,7 @@ def _artefact(folder: Path) -> dict[str, Any]:
     found = manifest.read(folder)
     runs = [above for above in folder.resolve().parents[:2] if (above / "run.json").is_file()]
     wrong, not_checked = manifest.lineage(folder, *(place for run in runs for place in (run, run.parent)))
-    changed = [*manifest.differences(folder), *manifest.extra_files(folder), *wrong]
+    changed = [*manifest.verified(folder, found), *wrong]
     return _result(changed, not_checked, found.digest(), found.kind)
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mobillama import strict_json
 from mobillama.errors import DamagedFileError, InputError
 
 FORMAT, FORMAT_VERSION = "mobillama.run", 2
@@ -15,17 +16,17 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     """run.json of a run folder. Errors: DamagedFileError if it is none, InputError for a newer format."""
     path = folder / "run.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        version = tree.get("format_version", 1)
-        if tree.get("format", FORMAT) != FORMAT or not {"recipe", "steps", "shards"} <= tree.keys():
-            raise KeyError("format")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        tree = strict_json.require(strict_json.parse(path.read_bytes()), {"recipe": dict, "steps": int, "shards": dict})
+        version = strict_json.require({"format_version": 1, **tree}, {"format_version": int})["format_version"]
+        if tree.get("format", FORMAT) != FORMAT or version < 1:
+            raise ValueError(f"it is not of format {FORMAT!r}, version 1 to {FORMAT_VERSION}")
+    except ValueError as error:
         raise DamagedFileError(f"{path} is not a run's description ({error}); restore it from a copy") from None
     if version > FORMAT_VERSION:
         raise InputError(
             f"{path} has format version {version}; this mobillama reads up to {FORMAT_VERSION}: install a newer one"
         )
-    return dict(tree)
+    return tree
 
 
 def steps_taken(folder: Path) -> int:
@@ -42,7 +43,7 @@ def steps_taken(folder: Path) -> int:
                 tree = json.loads(line)
                 if tree["kind"] == "step":
                     last = max(last, int(tree["result"]["step"]))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise DamagedFileError(
                     f"{path} line {number} is not a ledger line ({error}); restore the file from a copy"
                 ) from None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobillama import manifest
+from mobillama import manifest, strict_json
 from mobillama.errors import DamagedFileError
 
 FILE, FORMAT, FORMAT_VERSION = "digests.json", "mobillama.digests", 1
@@ -57,11 +57,13 @@ def read_digests(folder: Path) -> dict[str, str]:
     """The digest of every tensor, as the checkpoint at `folder` says. Error: DamagedFileError."""
     path = folder / FILE
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["format"] != FORMAT or tree["format_version"] > FORMAT_VERSION:
+        tree = strict_json.require(
+            strict_json.parse(path.read_bytes()), {"format": str, "format_version": int, "tensors": dict}
+        )
+        if tree["format"] != FORMAT or not 1 <= tree["format_version"] <= FORMAT_VERSION:
             raise ValueError(f"format {tree['format']} version {tree['format_version']}")
-        return dict(tree["tensors"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return strict_json.require(tree["tensors"], dict.fromkeys(tree["tensors"], str))
+    except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} cannot be read ({error}); restore it from a copy") from None
 
 
@@ -120,17 +122,28 @@ def _pieces(path: Path) -> Iterator[tuple[str, str, Piece]]:
             length = int.from_bytes(file.read(8), "little")
             if length > HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
-        places = json.loads(header.pop("__metadata__", {}).get(PLACES, "{}"))
+            header = strict_json.require(strict_json.parse(file.read(length)), {})
+            room = file.seek(0, 2) - 8 - length
+        metadata = strict_json.require(header.pop("__metadata__", {}), {})
+        places = strict_json.require(strict_json.parse(metadata.get(PLACES, "{}").encode()), {})
         for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            shape = tuple(int(size) for size in entry["shape"])
-            row, *rest = places.get(name, {}).get("saved_offsets") or [0]
+            strict_json.require(entry, {"dtype": str, "shape": list, "data_offsets": list})
+            start, end = (_count(number) for number in entry["data_offsets"])
+            shape = tuple(_count(size) for size in entry["shape"])
+            row, *rest = (_count(number) for number in places.get(name, {}).get("saved_offsets") or [0])
             if any(rest):
                 raise ValueError(f"{name!r} is cut along more than its rows: offsets {[row, *rest]}")
-            yield name, str(entry["dtype"]), Piece(path, 8 + length + start, end - start, int(row), shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not start <= end <= room:
+                raise ValueError(f"{name!r} lies from {start} to {end} of {room} bytes")
+            yield name, entry["dtype"], Piece(path, 8 + length + start, end - start, row, shape)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is not a readable safetensors file ({error}); restore it from a copy") from None
+
+
+def _count(number: Any) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"found {number!r:.60}; expected an integer from 0 on")
+    return number
 
 
 def _joined(name: str, dtype: str, pieces: list[Piece]) -> StoredTensor:

@@ -15,16 +15,33 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, get_args
+from typing import Any, BinaryIO, Literal, Self
 
+from mobillama import strict_json
 from mobillama.errors import DamagedFileError, InputError, TrainingError
 
 FILE = "ledger.jsonl"
 FIRST = "0" * 64  # `previous` of the first line
-Kind = Literal["start", "step", "validation", "checkpoint", "resumed", "end"]
+Kind = Literal["start", "step", "validation", "checkpoint", "published", "resumed", "end"]
+# What a line of each kind must have for it to be read; older versions wrote less of the rest.
+TYPES: Mapping[str, Mapping[str, type]] = {
+    "start": {"recipe": str, "shards": str, "steps": int},
+    "step": {"step": int},
+    "validation": {"step": int},
+    "checkpoint": {"step": int, "weights": str, "optimizer": str},
+    "published": {"step": int, "weights": str},
+    "resumed": {"step": int, "steps": int, "changed": dict},
+    "end": {"step": int, "weights": str},
+}
 # Keys of a kind that lines of earlier versions lack: nothing is compared there.
 ADDED: Mapping[str, frozenset[str]] = {"step": frozenset({"grad_norm_ffn", "grad_norm_attention"})}
-REPEATABLE = ("step", "validation", "checkpoint", "end")  # kinds whose result must repeat when its step is repeated
+REPEATABLE = (
+    "step",
+    "validation",
+    "checkpoint",
+    "published",
+    "end",
+)  # kinds whose result must repeat when its step is repeated
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,8 @@ class Ledger:
         self.lines = 0
         self.last_step = 0  # largest step recorded
         self.newest: dict[Kind, Line] = {}
+        self.published: dict[int, str] = {}  # number of a published model -> root digest by the newest line of it
+        self.ended = False  # whether the newest process said that the run is at its end
         self.environment: Mapping[str, Any] = {}  # of the newest process
         self.exact = False  # whether a repeated result must equal the earlier one
         self._results: dict[tuple[str, int], bytes] = {}  # of the steps that will be repeated
@@ -126,8 +145,8 @@ class Ledger:
         return self.newest[kind].step if kind in self.newest else 0
 
     def is_ended(self, steps: int) -> bool:
-        """Whether the run took `steps` steps and said so."""
-        return steps == self.last_step == self.step_of("end")
+        """Whether the run took `steps` steps and the newest process said so."""
+        return self.ended and steps == self.last_step == self.step_of("end")
 
     def sync(self) -> None:
         """Force the lines to disk."""
@@ -149,6 +168,9 @@ class Ledger:
         self.lines += 1
         self.last_step = max(self.last_step, line.step)
         self.newest[line.kind] = line
+        self.ended = line.kind == "end" or (self.ended and line.kind != "resumed")
+        if line.kind == "published":
+            self.published[line.circumstance["number"]] = line.circumstance["manifest"]
         if line.kind in ("start", "resumed"):
             before, self.environment = self.environment, line.circumstance.get("environment", {})
             if before and before.get("world_size", 1) != self.environment.get("world_size", 1):
@@ -173,12 +195,9 @@ def _verified(file: BinaryIO, path: Path) -> Iterator[tuple[Line, bytes]]:
             return
         raw = raw[:-1]
         try:
-            tree = json.loads(raw)
-            line = Line(tree["kind"], tree["result"], tree["circumstance"])
+            line = _line(strict_json.parse(raw))
             previous = line.circumstance["previous"]
-            if line.kind not in get_args(Kind) or not isinstance(line.result, dict):
-                raise ValueError(f"kind {line.kind!r}")
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise DamagedFileError(
                 f"{path} line {number} is not a ledger line ({error}); restore the file from a copy"
             ) from None
@@ -189,6 +208,19 @@ def _verified(file: BinaryIO, path: Path) -> Iterator[tuple[Line, bytes]]:
             )
         tip = hashlib.sha256(raw).hexdigest()
         yield line, raw
+
+
+def _line(tree: Any) -> Line:
+    """A line with what every reader asks of it. Error: ValueError."""
+    strict_json.require(tree, {"kind": str, "result": dict, "circumstance": dict})
+    if tree["kind"] not in TYPES:
+        raise ValueError(f"kind {tree['kind']!r:.60}")
+    more = {"number": int, "manifest": str} if tree["kind"] == "published" else {}
+    strict_json.require(tree["circumstance"], {"previous": str, **more})
+    result = strict_json.require(tree["result"], TYPES[tree["kind"]])
+    if result.get("step", 0) < 0:
+        raise ValueError(f"step {result['step']}")
+    return Line(tree["kind"], result, tree["circumstance"])
 
 
 def _repeats(kind: Kind, earlier: bytes, result: Mapping[str, Any]) -> bool:

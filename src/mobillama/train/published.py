@@ -6,14 +6,17 @@ number. Which steps are published follows from recipe and shards: see docs/forma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mobillama import manifest
 from mobillama.config import TrainConfig, TrainRecipe
 from mobillama.data.shards import Shards, tokenizer_files
+from mobillama.errors import MobillamaError
 from mobillama.model.weights import save_model
 from mobillama.train.checkpoint import Checkpoint, SavedState, read_checkpoint, sealed_folders
 
@@ -49,22 +52,40 @@ def next_number(run: Path, step: int) -> int:
     return max(numbers) + 1
 
 
-def write_published(run: Path, checkpoint: Checkpoint, recipe: TrainRecipe, shards: Shards) -> Path:
-    """Write the model folder of a published checkpoint; what was made from another checkpoint is replaced.
+@dataclass(frozen=True)
+class Published:
+    """A published model, as the ledger tells of it."""
+
+    step: int
+    number: int
+    weights: str  # sha256 (hex) of model.safetensors
+    root: str  # root digest of its folder: of the configuration, the code and the tokenizer beside the weights too
+
+    def result(self) -> dict[str, Any]:
+        """What a repetition must repeat."""
+        return {"step": self.step, "weights": self.weights}
+
+    def circumstance(self) -> dict[str, Any]:
+        """What it need not: the number follows from what was published before, the folder from the code as well."""
+        return {"number": self.number, "manifest": self.root}
+
+
+def write_published(run: Path, checkpoint: Checkpoint, recipe: TrainRecipe, shards: Shards) -> Published:
+    """Write the model folder of a published checkpoint; what is there under its number is replaced.
 
     Error: OSError if there is no room; the checkpoint is there all the same, and the next start writes the folder.
     """
-    out = published_folder(run) / f"ckpt_{checkpoint.published:03d}"
+    if checkpoint.published is None:
+        raise ValueError(f"{checkpoint.folder} is not published")
+    out = _folder(run, checkpoint.published)
     source = manifest.origin(checkpoint.folder, checkpoint.manifest)
     source["name"] = f"checkpoints/{checkpoint.folder.name}"
-    if (out / manifest.FILE).is_file() and source in manifest.read(out).made_from:
-        return out
-    manifest.remove(out)
+    manifest.remove(out)  # even if it looks the same: the ledger's line is of the folder that was written here
     saved = SavedState(checkpoint)
     weights = {name.removeprefix(PREFIX): saved[name] for name in saved if name.startswith(PREFIX)}
     with manifest.building(out) as partial:
         save_model(partial, weights, recipe.model, tokenizer_files(shards.folder))
-        manifest.seal(
+        sealed = manifest.seal(
             partial,
             out,
             "model",
@@ -73,17 +94,41 @@ def write_published(run: Path, checkpoint: Checkpoint, recipe: TrainRecipe, shar
             counts={"step": checkpoint.step, "tokens": checkpoint.tokens, "published": checkpoint.published},
             circumstance=checkpoint.manifest.circumstance,
         )
-    return out
+    sha256 = str(sealed.files["model.safetensors"]["sha256"])
+    return Published(checkpoint.step, checkpoint.published, sha256, sealed.digest())
 
 
-def complete_published(run: Path, recipe: TrainRecipe, shards: Shards) -> list[Path]:
-    """Write the model folders that a kill kept from being written; those written."""
-    missing = []
-    for folder in sealed_folders(run):
+def complete_published(
+    run: Path, recipe: TrainRecipe, shards: Shards, told: Mapping[int, str] | None = None
+) -> list[Published]:
+    """Write the model folders that a kill kept from being written or from being told of; those written.
+
+    told: number -> root digest by the ledger. A folder that is not the one told of is replaced. One that an older
+    version wrote, and told of nowhere, stays.
+    """
+    folders, told = sealed_folders(run), told or {}
+    written = []
+    for folder in folders:
         number = manifest.read(folder).counts.get("published")
-        if number is not None and not (published_folder(run) / f"ckpt_{number:03d}").exists():
-            missing.append(write_published(run, read_checkpoint(folder), recipe, shards))
-    return missing
+        if number is None:
+            continue
+        there = _root(_folder(run, number))
+        wanted = told.get(number, None if folder == folders[-1] else there)  # of the newest the line may be missing
+        if there is None or there != wanted:
+            written.append(write_published(run, read_checkpoint(folder), recipe, shards))
+    return written
+
+
+def _folder(run: Path, number: int) -> Path:
+    return published_folder(run) / f"ckpt_{number:03d}"
+
+
+def _root(folder: Path) -> str | None:
+    """The root digest of a folder; None if it is none with a readable manifest."""
+    try:
+        return manifest.read(folder).digest()
+    except MobillamaError:
+        return None
 
 
 def _chunks_read(rows: int, chunk_rows: Sequence[int]) -> int:

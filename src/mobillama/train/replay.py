@@ -306,6 +306,9 @@ class Replayed:
             elif line.kind == "checkpoint":
                 form = int(line.result.get("form", 1))
                 self.comparison.result(line, checkpoint_result(state, step, form, self.world))
+            elif line.kind == "published":
+                weights = model_digest(state, self.recipe.model)
+                self.comparison.result(line, {"step": step, "weights": weights})
             elif line.kind == "end":
                 weights = model_digest(state, self.recipe.model)
                 self.comparison.result(line, {"step": step, "tokens": self.tokens, "weights": weights})

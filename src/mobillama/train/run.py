@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobillama import manifest
+from mobillama import manifest, strict_json
 from mobillama.config import TrainConfig, TrainRecipe, resolve
 from mobillama.data.shards import Shards
 from mobillama.data.stream import steps_per_pass
@@ -19,6 +19,7 @@ from mobillama.errors import DamagedFileError, InputError, RecipeError
 from mobillama.train.schedule import check_schedule, same_so_far
 
 FILE, FORMAT, FORMAT_VERSION = "run.json", "mobillama.run", 2
+TYPES = {"format": str, "format_version": int, "recipe": dict, "recipe_digest": str, "steps": int, "shards": dict}
 # Names and cadence: no result depends on them.
 FREE = {
     "name",
@@ -103,14 +104,15 @@ def read_run(run: Path) -> dict[str, Any] | None:
             raise InputError(f"{run} exists and is not a run (it holds {other[0]}); choose another --out")
         return None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["format"] != FORMAT or not {"recipe", "steps", "shards"} <= tree.keys():
-            raise KeyError("format")
-    except (ValueError, KeyError, TypeError) as error:
+        tree = strict_json.require(strict_json.parse(path.read_bytes()), TYPES)
+        strict_json.require(tree["shards"], {"path": str, "digest": str})
+        if tree["format"] != FORMAT or tree["format_version"] < 1:
+            raise ValueError(f"it is not of format {FORMAT!r}, version 1 to {FORMAT_VERSION}")
+    except ValueError as error:
         raise DamagedFileError(f"{path} is not a run's description ({error}); restore it from a copy") from None
     if tree["format_version"] > FORMAT_VERSION:
         raise InputError(f"{path} has format version {tree['format_version']}; this mobillama reads {FORMAT_VERSION}")
-    return dict(tree)
+    return tree
 
 
 def promised_recipe(told: Mapping[str, Any], said: Sequence[Mapping[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from mobillama.train.environment import environment, keep_code_files
 from mobillama.train.initial import start_digest
 from mobillama.train.ledger import FILE, Kind, Ledger
 from mobillama.train.progress import Display
-from mobillama.train.published import complete_published, is_publication, next_number, write_published
+from mobillama.train.published import Published, complete_published, is_publication, next_number, write_published
 from mobillama.train.run import begin_run, read_run
 from mobillama.train.sharded_step import ShardedStep
 from mobillama.train.standing import Standing, summarise
@@ -56,6 +56,7 @@ class Session:
     seconds: list[float] = field(default_factory=list)  # of each step of this process
     trained: list[int] = field(default_factory=list)  # tokens of each step of this process
     saved: int = 0  # step of the newest checkpoint
+    published: list[Published] = field(default_factory=list)  # written on rank 0, and not in the ledger yet
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -104,10 +105,21 @@ class Session:
             self.step, self.tokens, self.saved = newest.step, newest.tokens, newest.step
         for what in found.refused.values():
             self.display.say(f"not used and set aside: {what}")
-        self.world.once(lambda: complete_published(self.folder, self.recipe, self.shards))
+        self.world.once(lambda: self._complete_published())
         if self.ledger:
             self._record_resumed(self.ledger, standing)
+        self._record_published()
         self.display.say(f"going on from step {self.step} of {self.steps}")
+
+    def _complete_published(self) -> None:
+        if self.ledger:
+            self.published = complete_published(self.folder, self.recipe, self.shards, self.ledger.published)
+
+    def _record_published(self) -> None:
+        """Write the line of each published model that was written since."""
+        for each in self.published:
+            self.record("published", each.result(), each.circumstance())
+        self.published = []
 
     def _record_resumed(self, ledger: Ledger, standing: Standing) -> None:
         found, newest = standing.newest, standing.newest.checkpoint
@@ -195,7 +207,7 @@ class Session:
 
     def _publish(self, saved: Checkpoint) -> None:
         if saved.published is not None:
-            write_published(self.folder, saved, self.recipe, self.shards)
+            self.published.append(write_published(self.folder, saved, self.recipe, self.shards))
 
     def settle(self, *, wait: bool = False) -> None:
         """Once the checkpoint begun last is sealed, write its line and let go of the oldest."""
@@ -204,7 +216,9 @@ class Session:
             return
         self.saved = saved.step
         self.record("checkpoint", saved.result(), saved.circumstance())
-        if self.world.is_main:
+        self._record_published()
+        if self.ledger:
+            self.ledger.sync()  # the line that lets the oldest go must not be lost before it
             prune_checkpoints(self.folder, self.config.keep_last)
 
     def finish(self) -> None:
@@ -216,15 +230,15 @@ class Session:
             if self.world.is_main:
                 weights[name.removeprefix("model.")] = tensor.cpu()
         out = self.folder / "model"
-        digest = self.world.once(lambda: self._write_model(out, weights))
+        digest, root = self.world.once(lambda: self._write_model(out, weights))
         memory = peak_memory(self.place)
         result = {"step": self.step, "tokens": self.tokens, "weights": digest}
-        self.record("end", result, {"seconds": _since(self.began), **memory})
+        self.record("end", result, {"seconds": _since(self.began), "manifest": root, **memory})
         words = ", ".join(f"{key.removesuffix('_bytes')} {value / 2**30:.2f} GiB" for key, value in memory.items())
         self.display.say(f"finished {self.step} steps; peak memory: {words}; the model is in {out}")
 
-    def _write_model(self, out: Path, weights: Mapping[str, Tensor]) -> str:
-        """The model folder; sha256 (hex) of its weights file."""
+    def _write_model(self, out: Path, weights: Mapping[str, Tensor]) -> tuple[str, str]:
+        """The model folder; sha256 (hex) of its weights file, and its root digest."""
         manifest.remove(out)  # of a run that was lengthened, or of a kill before its `end` line
         with manifest.building(out) as partial:
             save_model(partial, weights, self.recipe.model, tokenizer_files(self.shards.folder))
@@ -237,7 +251,7 @@ class Session:
                 counts={"step": self.step, "tokens": self.tokens},
                 circumstance=self.environment,
             )
-        return str(sealed.files["model.safetensors"]["sha256"])
+        return str(sealed.files["model.safetensors"]["sha256"]), sealed.digest()
 
     def stop(self, step: int, wrong: str) -> NoReturn:
         """End the run at a step that is not to be trusted, for what is wrong with it. Error: TrainingError, always."""
