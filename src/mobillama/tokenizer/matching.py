@@ -53,10 +53,17 @@ class Matcher:
             if piece.lstrip:
                 start = at + len(text[at:start].rstrip(BLANK))
             if piece.rstrip:
-                end = len(text) - len(text[end:].lstrip(BLANK))
+                end = _end_of_blank(text, max(at, end))
             if at < start:
                 yield Part(at, start, None)
             yield Part(start, end, piece.id)
             at = end
         if at < len(text):
             yield Part(at, len(text), None)
+
+
+def _end_of_blank(text: str, at: int) -> int:
+    """Where the white space from `at` on ends; what follows is not copied, as it would be for every piece found."""
+    while at < len(text) and text[at] in BLANK:
+        at += 1
+    return at
