@@ -19,7 +19,7 @@ from pathlib import Path
 
 FORM = 2  # of a checkpoint; in form 1 the ledger gives the sha256 of its files, as it does of the model's at the end
 FILES = {"checkpoint": ("weights.safetensors", "optimizer.safetensors"), "end": ("model.safetensors",)}
-KNOWN = {"mobillama.manifest": 1, "mobillama.run": 2, "mobillama.digests": 1}
+KNOWN = {"mobillama.manifest": 1, "mobillama.run": 3, "mobillama.digests": 1}
 MANIFEST = {"kind": str, "made_from": list, "recipe": dict, "counts": dict, "files": dict, "circumstance": dict}
 LINES = {  # what a line of each kind has at least
     "start": {"recipe": str, "shards": str, "steps": int},
@@ -216,7 +216,8 @@ def follow(lines, recipe):
 
     now = [positive(line.get("changed"), "train.keep_last") for line in lines]  # how many checkpoints are kept
     keep = 1 if any(now) else positive(recipe.get("train"), "keep_last") or 1
-    reached, saved, published, end = 0, set(), {}, None
+    reached, saved, published, end = positive(lines[0].get("parent") if lines else None, "step"), set(), {}, None
+    first = reached  # of a branch, the step it begins with: that checkpoint is kept
     for number, (line, kept) in enumerate(zip(lines, now, strict=True), 1):
         kind, step = line["kind"], line["step"]
         fits = {"step": step == reached + 1, "validation": step == reached, "end": step == reached}
@@ -229,7 +230,7 @@ def follow(lines, recipe):
             saved = {each for each in saved if each <= step}
             published = {key: each for key, each in published.items() if each["step"] <= step}
         elif kind == "checkpoint":
-            lasting = saved & {each["step"] for each in published.values()}
+            lasting = saved & {first, *(each["step"] for each in published.values())}
             saved = {*sorted({*saved, step})[-keep:], *lasting}
         elif kind == "published":
             published[line["number"]] = line
@@ -260,6 +261,7 @@ def check_run(run, artefacts):
             report.compare(f"code/{file.name}", sha256_of(parse(text)), file.stem)
         places = [path := Path(told["shards"]["path"]), run.resolve().parent / path.name]
         report.compare(f"shards {path.name}", digest_of_origin(places, "shards"), now["shards"])
+        check_parent(told.get("parent"), lines[0].get("parent") if lines else None, report)
         saved, published, end = follow(lines, told["recipe"])
         kept = {
             f"checkpoints/step_{step:06d}"
@@ -281,6 +283,20 @@ def check_run(run, artefacts):
     except ERRORS as error:
         report.wrong.append(f"run.json, ledger.jsonl or what lies beside them cannot be used: {error!r}")
     return report
+
+
+def check_parent(told, said, report):
+    """What run.json tells of the run that a branch left, against the `start` line and that run's ledger, if at hand."""
+    if told is None and said is None:
+        return
+    names = {"ledger": str, "checkpoint": str, "step": int, "first_row": int}
+    path = Path(require(told, {"run": str, **names})["run"], "ledger.jsonl")
+    if {name: told[name] for name in names} != said:
+        report.wrong.append("run.json: its parent is not the one of the ledger's first line")
+    elif not is_file(path):
+        report.missing.append(f"parent {told['run']}: not at hand")
+    elif told["ledger"] not in {hashlib.sha256(line).hexdigest() for line in path.read_bytes().split(b"\n")}:
+        report.wrong.append(f"parent {told['run']}: its ledger has no line of sha256 {told['ledger']}")
 
 
 def check_part(folder, manifest, lines, counting, shards, report):

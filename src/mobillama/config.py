@@ -562,6 +562,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path} is not valid TOML: {error}") from None
 
 
+def change_recipe(recipe: R, overrides: Sequence[str]) -> R:
+    """A recipe with `a.b=c` settings laid over it, checked again. Errors: RecipeError."""
+    tree = recipe.tree()
+    for setting in overrides:
+        _overlay(tree, setting)
+    return resolve(type(recipe), tree, "--set")
+
+
 def _overlay(tree: dict[str, Any], setting: str) -> None:
     """Put one `a.b=c` setting into the tree; c is read as a TOML value, else as a string."""
     key, equals, text = setting.partition("=")

@@ -23,10 +23,11 @@ from mobillama.data import find
 from mobillama.data.build import build_shards
 from mobillama.data.corpus import read_texts
 from mobillama.data.documents import DocumentTable
+from mobillama.data.lookup import show
 from mobillama.data.mask import EMAIL, IPV4
 from mobillama.data.shards import Shards, read_shards, write_shards
 from mobillama.data.span import Span
-from mobillama.data.stream import permute, positions, row_ids, unpermute
+from mobillama.data.stream import permute, positions, row_ids, rows_from, unpermute
 from mobillama.errors import InputError
 from mobillama.tokenizer.tokenizer import Tokenizer
 
@@ -320,3 +321,38 @@ def test_the_command_finds_by_id_or_by_text_and_wants_one_of_them():
     for arguments in ((), ("--document", "book/0", "--text", "ships"), ("--document", "book/0", "--corpus", "x")):
         done = call(*arguments)
         assert (done.returncode, "--document" in done.stderr) == (2, True)
+
+
+def test_a_branch_is_followed_from_where_it_left_its_parent(shards: Path, tmp_path: Path):
+    """Every read by its own steps is found at its place; rows that lie before are read in a later pass, or said so."""
+    opened = read_shards(shards)
+    after, first_row, steps, taken = 4, ROWS + 1, 4 + 2 * opened.num_rows // ROWS, 6
+    run = make_run(tmp_path / "run", shards, seed=SEED, rows_per_step=ROWS, steps=steps, taken=taken)
+    told = json.loads((run / "run.json").read_text())
+    parent = {"run": "parent", "ledger": "0" * 64, "checkpoint": "0" * 64, "step": after, "first_row": first_row}
+    (run / "run.json").write_text(json.dumps({**told, "format_version": 3, "parent": parent}))
+    expected: dict[str, set[tuple[int, int, int]]] = {}
+    for step in range(after + 1, steps + 1):
+        first = first_row + (step - after - 1) * ROWS
+        for place, row in enumerate(rows_from(SEED, first, ROWS, opened.chunk_rows).tolist()):
+            for span in opened.spans(row):
+                expected.setdefault(span.document_id, set()).add((step, place, row))
+    followed = 0
+    for line in _lines(opened):
+        (match,) = find.find_document(run, line["id"])["found"]
+        for key, wanted in (
+            ("reads", {entry for entry in expected.get(line["id"], ()) if entry[0] <= taken}),
+            ("planned", {entry for entry in expected.get(line["id"], ()) if entry[0] > taken}),
+        ):
+            assert {(entry["step"], entry["row"], entry["row_id"]) for entry in match[key]} == wanted
+            followed += len(wanted)
+        for entry in match["never_read"]:
+            if entry["why"] == "not_reached":
+                first = first_row + (entry["step"] - after - 1) * ROWS
+                assert entry["row_id"] in rows_from(SEED, first, ROWS, opened.chunk_rows)
+    assert followed > 0
+    assert "branched off parent" in find.describe(find.find_document(run, _lines(opened)[0]["id"]))
+    shown = [row["row_id"] for row in show(run, 6)]
+    assert shown == rows_from(SEED, first_row + ROWS, ROWS, opened.chunk_rows).tolist()
+    with pytest.raises(InputError, match=r"step 4: .* was branched off parent after step 4"):
+        show(run, 4)

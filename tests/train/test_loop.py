@@ -188,7 +188,7 @@ def test_a_change_of_the_recipe_is_told_however_a_kill_falls(tmp_path, shards, m
     """run.json is written anew after the `resumed` line: killed between the two, the next start tells it again."""
     run = tmp_path / "run"
 
-    def die(*_):
+    def die(*_, **__):
         raise Crash
 
     with pytest.raises(Crash):

@@ -14,8 +14,13 @@ from mobillama.errors import InputError, MissingExtraError
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A train recipe: a .toml file or a shipped name.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A train recipe: a .toml file or a shipped name; with --from [the other run's].")
+    ] = "",
     data: Annotated[Path | None, typer.Option(help="Folder of shards [built from the recipe's data.recipe].")] = None,
+    origin: Annotated[
+        str, typer.Option("--from", metavar="RUN@STEP", help="Begin with the checkpoint of another run; see below.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the run [artefacts/runs/NAME].")] = None,
     workers: Workers = 0,
     settings: Set = None,
@@ -24,15 +29,32 @@ def train(
 ) -> None:
     """Train a model, or go on where the run stands; under torchrun on several GPUs or machines.
 
+    With --from RUN@STEP a new run goes on from a checkpoint of another with a learning rate, batch or schedule of its
+    own: weights and optimizer state are kept, steps count on, and each next row is read once.
+
     Example: `mobillama train recipes/train/mini-amber.toml`
 
     Example: `mobillama train mini-amber --data SHARDS --out RUN --set train.steps=50`
+
+    Example: `mobillama train --from artefacts/runs/mini-amber@1000 --out BRANCH --set train.learning_rate=1e-4`
 
     Example: `torchrun --nproc-per-node=8 --no-python mobillama train mini-amber --data SHARDS --out RUN`
     """
     from mobillama.config import TrainRecipe, read_recipe
 
-    resolved = read_recipe(TrainRecipe, recipe, settings or ())
+    if not recipe and not origin:
+        raise InputError("give a train recipe (a .toml file or a shipped name), or --from RUN@STEP to branch off a run")
+    resolved = read_recipe(TrainRecipe, recipe, settings or ()) if recipe else None
+    parent = None
+    if origin:
+        from mobillama.train.branch import branch_recipe, read_origin
+
+        if out is None:
+            raise InputError("--from needs --out: the folder of the new run")
+        parent = read_origin(origin, out)
+        known = out if (out / "run.json").is_file() else Path(parent.run)
+        resolved = branch_recipe(known, resolved, settings or ())
+    assert resolved
     if dry_run:
         show_recipe(resolved)
         return
@@ -40,9 +62,14 @@ def train(
     from mobillama.train.world import read_world
 
     world = read_world()
-    shards = data or shards_of(resolved, workers, build=world.size == 1)
+    if parent and not data:
+        from mobillama.data.reading import open_reading
+
+        shards = open_reading(known).folder
+    else:
+        shards = data or shards_of(resolved, workers, build=world.size == 1)
     out = out or Path("artefacts/runs") / resolved.name
-    result = loop.train(resolved, shards, out)
+    result = loop.train(resolved, shards, out, parent=parent)
     if world.is_main:
         page = write_page(out)
         lines = [str(out), f"model {result['model']}" if result["finished"] else "", f"page {page}" if page else ""]

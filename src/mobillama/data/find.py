@@ -186,6 +186,7 @@ def _answer(
     return {
         "shards": str(shards.folder),
         "run": str(reading.run) if reading.run else None,
+        "parent": reading.parent,
         "seed": reading.seed,
         "rows_per_step": reading.rows_per_step,
         "steps": reading.steps or None,
@@ -235,23 +236,27 @@ def token_edges(place: Place | Span, tokens: list[int], pieces: Pieces, text: by
 
 def _follow(reading: Reading, places: list[Place], taken: int | None) -> dict[str, Any]:
     """The steps that read some places, and the places that no step reads."""
-    shards, per_step = reading.shards, reading.rows_per_step
+    shards, order = reading.shards, reading.order
     training = [place for place in places if place.chunk is not None]
     rows = [place.row for place in training]
-    passes = -(-reading.steps * per_step // shards.num_rows) if reading.steps else 1
+    begin = order.first_row // shards.num_rows  # the pass that the first step reads in
+    passes = -(-order.first_position(reading.steps + 1) // shards.num_rows) if reading.steps else 1
     last = reading.steps if reading.steps else None
     reads: list[dict[str, Any]] = []
     planned: list[dict[str, Any]] = []
     first: dict[int, int] = {}  # place in the list -> first step that reads it, taken or not
     read: set[int] = set()
-    for epoch in range(max(1, passes)) if rows else ():
+    # A branch may begin behind a row in its first pass: the pass after its last tells when it would be read.
+    for epoch in range(begin, max(begin + 1, passes) + (begin < passes and order.first_row > 0)) if rows else ():
         for index, position in enumerate(positions(reading.seed, rows, epoch, shards.chunk_rows).tolist()):
-            step, row = divmod(position, per_step)
-            first.setdefault(index, step + 1)
-            if last is not None and step >= last:
+            if (place := order.place_of(position)) is None:
                 continue
-            entry = {"step": step + 1, "row": row, "pass": epoch + 1, **_where(training[index])}
-            if taken is None or step < taken:
+            step, row = place
+            first.setdefault(index, step)
+            if last is not None and step > last:
+                continue
+            entry = {"step": step, "row": row, "pass": epoch + 1, **_where(training[index])}
+            if taken is None or step <= taken:
                 reads.append(entry)
                 read.add(index)
             else:
@@ -307,6 +312,8 @@ def describe(found: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"{found['run']}: {found['steps_taken']} of {found['steps']} steps taken")
+        if found["parent"]:
+            lines.append(f"branched off {found['parent']}, which tells what the steps before were reading")
     for match in shown:
         about = f"{match['license'] or 'licence unknown'}  {match['url']}".rstrip()
         lines.append(f"== {match['document_id']}  bytes {match['byte_start']:,} to {match['byte_end']:,}  {about}")

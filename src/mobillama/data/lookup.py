@@ -25,12 +25,18 @@ def show(run_or_shards: Path, step: int, row: int | None = None, data: Path | No
     """
     reading = open_reading(run_or_shards, data)
     steps, rows_per_step, shards = reading.steps, reading.rows_per_step, PlainRows(reading.folder)
-    if step < 1 or (steps and step > steps):
-        raise InputError(f"step {step}: {run_or_shards} has steps 1 to {steps}; give one of those")
+    first = reading.order.after + 1
+    if reading.parent and 1 <= step < first:
+        raise InputError(
+            f"step {step}: {run_or_shards} was branched off {reading.parent} after step {first - 1}, which took the "
+            "steps up to there; look there"
+        )
+    if step < first or (steps and step > steps):
+        raise InputError(f"step {step}: {run_or_shards} has steps {first} to {steps}; give one of those")
     if row is not None and not 0 <= row < rows_per_step:
         raise InputError(f"row {row}: a step of {run_or_shards} has rows 0 to {rows_per_step - 1}; give one of those")
     pieces = load_pieces(shards.folder, shards.header.tokenizer_digest)
-    before = (step - 1) * rows_per_step
+    before = reading.order.first_position(step)
     return [
         {"row": place, **show_row(shards, pieces, row_at(reading.seed, before + place, shards.chunk_rows))}
         for place in (range(rows_per_step) if row is None else [row])

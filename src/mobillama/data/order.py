@@ -5,13 +5,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 MASK = (1 << 64) - 1
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64 (Steele et al., 2014)
 ROUNDS = 8
 # First word of every key: what the permutation is for.
 READING, DEALING = 1, 2
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which positions of the reading order the steps of a run take: step `after` + 1 begins at `first_row`.
+
+    A run that was branched off another's checkpoint of step `after` reads on where that one stood; any other begins
+    with both 0. Positions count from 0 over all passes.
+
+    >>> branch = Steps(rows_per_step=8, after=10, first_row=40)
+    >>> branch.first_position(11), branch.first_position(12), branch.place_of(47), branch.place_of(39)
+    (40, 48, (11, 7), None)
+    """
+
+    rows_per_step: int
+    after: int = 0
+    first_row: int = 0
+
+    def first_position(self, step: int) -> int:
+        """The position of the first row that a step (above `after`) reads."""
+        return self.first_row + (step - self.after - 1) * self.rows_per_step
+
+    def place_of(self, position: int) -> tuple[int, int] | None:
+        """The step that reads a position, and the row in it (from 0); None if that was before these steps."""
+        if position < self.first_row:
+            return None
+        step, row = divmod(position - self.first_row, self.rows_per_step)
+        return self.after + step + 1, row
+
+
+def steps_of(told: Mapping[str, Any]) -> Steps:
+    """The steps of a run, by its run.json."""
+    rows, parent = int(told["recipe"]["train"]["rows_per_step"]), told.get("parent")
+    return Steps(rows, int(parent["step"]), int(parent["first_row"])) if parent else Steps(rows)
 
 
 def row_at(seed: int, position: int, chunk_rows: Sequence[int]) -> int:

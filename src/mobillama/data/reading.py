@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobillama import manifest
+from mobillama.data.order import Steps, steps_of
 from mobillama.data.run_folder import read_run_file
 from mobillama.errors import InputError
 
@@ -22,9 +23,15 @@ class Reading:
 
     folder: Path  # of the shards
     seed: int
-    rows_per_step: int
+    order: Steps
     steps: int
     run: Path | None
+    parent: str | None = None  # the run that this one was branched off
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that a step reads."""
+        return self.order.rows_per_step
 
     @cached_property
     def shards(self) -> Shards:
@@ -49,7 +56,7 @@ def open_reading(folder: Path, data: Path | None = None) -> Reading:
         from mobillama.config import TrainConfig  # costs more than the look-up, and a run does not need it
 
         defaults = TrainConfig()
-        return Reading(folder, defaults.seed, defaults.rows_per_step, 0, None)
+        return Reading(folder, defaults.seed, Steps(defaults.rows_per_step), 0, None)
     run = read_run_file(folder)
     path = find_shards(folder, run, data)
     digest = manifest.read(path, "shards").digest()
@@ -58,8 +65,8 @@ def open_reading(folder: Path, data: Path | None = None) -> Reading:
             f"{path} has root digest {digest}; {folder} was trained on {run['shards']['digest']}: put those shards "
             "back, or say where they are with --data SHARDS"
         )
-    train = run["recipe"]["train"]
-    return Reading(path, train["seed"], train["rows_per_step"], run["steps"], folder)
+    parent = run["parent"]["run"] if "parent" in run else None
+    return Reading(path, run["recipe"]["train"]["seed"], steps_of(run), run["steps"], folder, parent)
 
 
 def find_shards(run: Path, told: Mapping[str, Any], data: Path | None = None) -> Path:

@@ -9,7 +9,9 @@ from typing import Any
 from mobillama import strict_json
 from mobillama.errors import DamagedFileError, InputError
 
-FORMAT, FORMAT_VERSION = "mobillama.run", 2
+FORMAT, FORMAT_VERSION = "mobillama.run", 3  # 3: a branch, which names its parent
+
+PARENT = {"run": str, "ledger": str, "checkpoint": str, "step": int, "first_row": int}  # of a branch
 
 
 def read_run_file(folder: Path) -> dict[str, Any]:
@@ -20,6 +22,8 @@ def read_run_file(folder: Path) -> dict[str, Any]:
         version = strict_json.require({"format_version": 1, **tree}, {"format_version": int})["format_version"]
         if tree.get("format", FORMAT) != FORMAT or version < 1:
             raise ValueError(f"it is not of format {FORMAT!r}, version 1 to {FORMAT_VERSION}")
+        if "parent" in tree:
+            strict_json.require(strict_json.require(tree, {"parent": dict})["parent"], PARENT)
     except ValueError as error:
         raise DamagedFileError(f"{path} is not a run's description ({error}); restore it from a copy") from None
     if version > FORMAT_VERSION:

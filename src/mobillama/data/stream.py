@@ -27,22 +27,26 @@ def row_ids(seed: int, step: int, rows_per_step: int, chunk_rows: Sequence[int])
     """
     if step < 1 or rows_per_step < 1:
         raise ValueError(f"step={step}, rows_per_step={rows_per_step}: both count from 1")
+    return rows_from(seed, (step - 1) * rows_per_step, rows_per_step, chunk_rows)
+
+
+def rows_from(seed: int, first: int, count: int, chunk_rows: Sequence[int]) -> NDArray[np.int64]:
+    """Global numbers of the rows at positions `first` to `first` + `count` - 1 of the reading order: (count,)."""
     ends = np.cumsum(np.asarray(chunk_rows, dtype=np.int64))  # (chunks,)
     total = int(ends[-1]) if len(ends) else 0
     if total < 1:
         raise ValueError(f"chunk_rows={list(chunk_rows)[:4]} hold no rows; there is nothing to read")
-    first = (step - 1) * rows_per_step
-    rows = np.empty(rows_per_step, np.int64)
+    rows = np.empty(count, np.int64)
     done = 0
-    while done < rows_per_step:
+    while done < count:
         epoch, place = divmod(first + done, total)
         chunk = int(np.searchsorted(ends, place, side="right"))
         start = int(ends[chunk - 1]) if chunk else 0
         size = int(ends[chunk]) - start
-        count = min(rows_per_step - done, start + size - place)
-        inside = np.arange(place - start, place - start + count, dtype=np.uint64)
-        rows[done : done + count] = start + permute(key(READING, seed, epoch, chunk), size, inside)
-        done += count
+        more = min(count - done, start + size - place)
+        inside = np.arange(place - start, place - start + more, dtype=np.uint64)
+        rows[done : done + more] = start + permute(key(READING, seed, epoch, chunk), size, inside)
+        done += more
     return rows
 
 

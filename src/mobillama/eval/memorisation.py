@@ -137,12 +137,13 @@ def _lineage(reading: Reading, sample: Sample, taken: int | None) -> dict[str, A
     """The steps that had read the sample's row when the model was as it is; none of a held-out one."""
     if sample.split == "validation":
         return {"steps": []}
-    shards, per_step = reading.shards, reading.rows_per_step
-    passes = -(-reading.steps * per_step // shards.num_rows) if reading.steps else 1
-    steps = [
-        int(positions(reading.seed, [sample.row], epoch, shards.chunk_rows)[0]) // per_step + 1
+    shards, order = reading.shards, reading.order
+    passes = -(-order.first_position(reading.steps + 1) // shards.num_rows) if reading.steps else 1
+    places = [
+        order.place_of(int(positions(reading.seed, [sample.row], epoch, shards.chunk_rows)[0]))
         for epoch in range(max(1, passes))
     ]
+    steps = [place[0] for place in places if place]
     return {"steps": [step for step in steps if taken is None or step <= taken]}
 
 

@@ -18,7 +18,7 @@ from mobillama.errors import DamagedFileError, InputError, MobillamaError
 from mobillama.train import digest, ledger
 from mobillama.train.ledger import Line, read_ledger
 from mobillama.train.ledger_order import Standing, standing_after
-from mobillama.train.run import FILE, promised_recipe, read_run
+from mobillama.train.run import FILE, Parent, parent_of, promised_recipe, read_run
 
 FORM = 2  # of checkpoints: the newest that is known here
 FIRST_FORM = {"weights": "weights.safetensors", "optimizer": "optimizer.safetensors"}  # key of a line -> file
@@ -98,6 +98,11 @@ def _check_told(told: dict[str, Any], lines: list[Line], found: Found) -> None:
         found.differences.append(
             f"{ledger.FILE} line 1: found shards {start['shards']}; expected {told['shards']['digest']} as in {FILE}"
         )
+    parent = parent_of(told)
+    if (start.get("parent") or None) != (parent.result() if parent else None):
+        found.differences.append(f"{ledger.FILE} line 1: its parent is not the one in {FILE}")
+    elif parent:
+        _check_parent(parent, found)
     said = [line.result for line in lines if line.kind in ("start", "resumed")]
     promised = {"recipe_digest": promised_recipe(told, said), "steps": said[-1]["steps"]}
     found.differences += [
@@ -105,6 +110,15 @@ def _check_told(told: dict[str, Any], lines: list[Line], found: Found) -> None:
         for key, expected in promised.items()
         if told.get(key) != expected
     ]
+
+
+def _check_parent(parent: Parent, found: Found) -> None:
+    """The ledger of the run that a branch left, where it is at hand, has the line that the branch names."""
+    path = Path(parent.run) / ledger.FILE
+    if not manifest.is_file(path):
+        found.not_checked.append(f"parent {parent.run}: not at hand")
+    elif parent.ledger not in {hashlib.sha256(line).hexdigest() for line in path.read_bytes().split(b"\n")}:
+        found.differences.append(f"parent {parent.run}: its ledger has no line of sha256 {parent.ledger}")
 
 
 def _check_shards(run: Path, told: dict[str, Any], found: Found) -> None:

@@ -206,10 +206,11 @@ def _check_fit(checkpoint: Checkpoint, saved: SavedState, state: Mapping[str, Te
             )
 
 
-def prune_checkpoints(run: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints and the published ones."""
+def prune_checkpoints(run: Path, keep_last: int, *, first: int | None = None) -> None:
+    """Remove all but the newest `keep_last` checkpoints, the published ones, and that of step `first`, of a branch."""
     for folder in sealed_folders(run)[:-keep_last]:
-        if manifest.read(folder).counts.get("published") is None:
+        counts = manifest.read(folder).counts
+        if counts.get("published") is None and counts["step"] != first:
             manifest.remove(folder)
 
 

@@ -29,12 +29,14 @@ def standing_after(lines: Sequence[Line], recipe: Mapping[str, Any]) -> tuple[St
 
     recipe: that of run.json, which says how many checkpoints are kept, unless the lines say that it has changed.
     """
-    found = Standing()
+    found, first = Standing(), 0  # the step that a branch begins with: that checkpoint is kept
     keep = 1 if any(_keep(line.result.get("changed")) for line in lines) else _keep_of(recipe) or 1
     for number, line in enumerate(lines, 1):
         if problem := _problem(line, found.step, number):
             return found, [f"line {number}: {problem}"]
-        if line.kind == "step":
+        if line.kind == "start" and isinstance(parent := line.result.get("parent"), dict):
+            found.step = first = _positive(parent.get("step"))
+        elif line.kind == "step":
             found.step = line.step
         elif line.kind == "resumed":
             keep = _keep(line.result["changed"]) or keep
@@ -43,7 +45,7 @@ def standing_after(lines: Sequence[Line], recipe: Mapping[str, Any]) -> tuple[St
             found.published = {n: said for n, said in found.published.items() if said.step <= line.step}
         elif line.kind == "checkpoint":
             lasting = {said.step for said in found.published.values()}
-            found.saved = {*sorted({*found.saved, line.step})[-keep:], *(found.saved & lasting)}
+            found.saved = {*sorted({*found.saved, line.step})[-keep:], *(found.saved & {*lasting, first})}
         elif line.kind == "published":
             found.published[line.circumstance["number"]] = line
         elif line.kind == "end":

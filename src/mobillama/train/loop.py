@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from mobillama import manifest
 from mobillama.config import TrainConfig, TrainRecipe
+from mobillama.data.order import Steps
 from mobillama.data.shards import Shards, read_shards
-from mobillama.data.stream import row_ids
+from mobillama.data.stream import row_ids, rows_from
 from mobillama.device import Place, computing, place
 from mobillama.errors import InputError
 from mobillama.train.anomaly import SKIPS, Watch
 from mobillama.train.batch import Batch, read_batch
+from mobillama.train.branch import own_parent
 from mobillama.train.checkpoint_writer import CheckpointWriter
 from mobillama.train.curves import Curves
 from mobillama.train.float8 import check_float8
@@ -34,7 +36,7 @@ from mobillama.train.initial import check_start, initial_model
 from mobillama.train.interruption import Interruption, interruption
 from mobillama.train.ledger import Ledger
 from mobillama.train.progress import Display
-from mobillama.train.run import FILE, check_fit
+from mobillama.train.run import FILE, Parent, check_fit
 from mobillama.train.schedule import due, learning_rate
 from mobillama.train.session import Session
 from mobillama.train.sharded_step import ShardedStep
@@ -47,16 +49,25 @@ Trainer = TrainStep | ShardedStep
 NORMS = {"grad_norm": "all", "grad_norm_ffn": "ffn", "grad_norm_attention": "attention"}  # in a line -> in Norms
 
 
-def train(recipe: TrainRecipe, shards: Path, out: Path, *, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def train(
+    recipe: TrainRecipe,
+    shards: Path,
+    out: Path,
+    *,
+    parent: Parent | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """Train, or go on where the run in `out` stands; a summary of plain JSON types.
 
-    Under torchrun every rank calls it alike, and rank 0 writes the run. on_progress: called on rank 0 after every step
+    Under torchrun every rank calls it alike, and rank 0 writes the run. parent: the run and checkpoint that a new run
+    is branched off (train/branch.py); one that was begun knows its own. on_progress: called on rank 0 after every step
     with its numbers; without it progress is shown on stderr.
     Errors: RecipeError and InputError before anything is written; DamagedFileError for shards whose bytes changed;
     TrainingError if a step is an anomaly (train/anomaly.py), a repeated step does not repeat or a rank was lost.
     """
     data = read_shards(shards)
-    steps = check_fit(recipe, data)
+    parent = own_parent(out, parent)
+    steps = check_fit(recipe, data, parent)
     check_start(recipe)
     with joined(recipe.train.device) as world, contextlib.ExitStack() as held:
         if not world.once(lambda: (out / FILE).is_file()):  # a run that was begun goes on with the ranks that are left
@@ -69,7 +80,7 @@ def train(recipe: TrainRecipe, shards: Path, out: Path, *, on_progress: OnProgre
         world.once(lambda: _hold(out, held))
         held.enter_context(computing(here, deterministic=recipe.train.deterministic))
         asked = held.enter_context(interruption())
-        return _train(recipe, data, out, steps, here, world, asked, on_progress)
+        return _train(recipe, data, out, steps, parent, here, world, asked, on_progress)
 
 
 def _check_alike(recipe: TrainRecipe, shards: Shards, world: World) -> None:
@@ -94,6 +105,7 @@ def _train(
     shards: Shards,
     out: Path,
     steps: int,
+    parent: Parent | None,
     here: Place,
     world: World,
     asked: Interruption,
@@ -105,7 +117,7 @@ def _train(
 
         def look() -> Standing:
             nonlocal ledger
-            found, ledger = find_standing(recipe, shards, out, steps)
+            found, ledger = find_standing(recipe, shards, out, steps, parent)
             held.enter_context(ledger)
             return found
 
@@ -121,11 +133,13 @@ def _train(
         display.say(f"training on {here.words()}{ranks}")
         trainer = make_trainer(recipe, shards, here, world)
         writer = held.enter_context(CheckpointWriter(out, world, asynchronous=recipe.train.asynchronous))
-        session = Session(out, recipe, shards, steps, here, world, ledger, trainer, writer, display, standing.watch)
+        session = Session(
+            out, recipe, shards, steps, parent, here, world, ledger, trainer, writer, display, standing.watch
+        )
         if standing.begun:
             session.resume(standing)
         else:
-            session.begin()
+            session.begin(standing)
         if world.is_main:
             session.curves = held.enter_context(contextlib.closing(Curves(out / "tensorboard", after=session.step)))
         take_steps(session, asked, on_progress)
@@ -154,7 +168,7 @@ def take_steps(session: Session, asked: Interruption, on_progress: OnProgress | 
     config, shards, steps, watch = session.config, session.shards, session.steps, session.watch
     for step in range(session.step + 1, steps + 1):
         started = time.monotonic()
-        taken = take_step(session.trainer, config, shards, step, steps, session.tokens, watch)
+        taken = take_step(session.trainer, config, shards, session.order, step, steps, session.tokens, watch)
         if taken.wrong and not taken.skipped:
             session.stop(step, f"{taken.wrong}{taken.details}")
         session.count(taken.result, taken.tokens, time.monotonic() - started)
@@ -191,13 +205,21 @@ class Taken:
 
 
 def take_step(
-    trainer: Trainer, config: TrainConfig, shards: Shards, step: int, steps: int, tokens: int, watch: Watch
+    trainer: Trainer,
+    config: TrainConfig,
+    shards: Shards,
+    order: Steps,
+    step: int,
+    steps: int,
+    tokens: int,
+    watch: Watch,
 ) -> Taken:
     """Fetch, forward, backward, clip, update: step `step` of `steps`, after `tokens`. Training and replay both call it.
 
     Where the `watch` finds something wrong, no weight is changed; unless the recipe skips such steps, the caller stops.
     """
-    ids = row_ids(config.seed, step, config.rows_per_step, shards.chunk_rows)  # (rows_per_step,)
+    first = order.first_position(step)
+    ids = rows_from(config.seed, first, order.rows_per_step, shards.chunk_rows)  # (rows_per_step,)
     batch = read_batch(shards, ids, "train", document_mask=config.document_mask)
     lr = learning_rate(config, step, steps)
     loss = accumulate(trainer, batch, config.micro_batch_rows)

@@ -15,6 +15,7 @@ import numpy as np
 
 from mobillama import manifest
 from mobillama.config import TrainConfig, TrainRecipe
+from mobillama.data.order import Steps
 from mobillama.data.shards import Shards, tokenizer_files
 from mobillama.errors import MobillamaError
 from mobillama.model.weights import save_model
@@ -28,14 +29,18 @@ def published_folder(run: Path) -> Path:
     return run / "published"
 
 
-def is_publication(config: TrainConfig, chunk_rows: Sequence[int], seq_len: int, step: int, steps: int) -> bool:
+def is_publication(
+    config: TrainConfig, chunk_rows: Sequence[int], seq_len: int, step: int, steps: int, order: Steps | None = None
+) -> bool:
     """Whether the checkpoint of a step is published: a chunk's end was read, or the next `publish_tokens`, or all.
 
-    Tokens are those read, rows times seq_len, whether they are trained on or not.
+    Tokens are those read, rows times seq_len, whether they are trained on or not. order: the positions that the steps
+    of a branch read; those its parent read count.
     """
     if not (config.publish_chunks or config.publish_tokens):
         return False
-    before, now = (step - 1) * config.rows_per_step, step * config.rows_per_step  # rows read
+    order = order or Steps(config.rows_per_step)
+    before, now = order.first_position(step), order.first_position(step + 1)  # rows read
     if config.publish_chunks and _chunks_read(now, chunk_rows) > _chunks_read(before, chunk_rows):
         return True
     every = config.publish_tokens
@@ -99,18 +104,18 @@ def write_published(run: Path, checkpoint: Checkpoint, recipe: TrainRecipe, shar
 
 
 def complete_published(
-    run: Path, recipe: TrainRecipe, shards: Shards, told: Mapping[int, str] | None = None
+    run: Path, recipe: TrainRecipe, shards: Shards, told: Mapping[int, str] | None = None, *, after: int = 0
 ) -> list[Published]:
     """Write the model folders that a kill kept from being written or from being told of; those written.
 
     told: number -> root digest by the ledger. A folder that is not the one told of is replaced. One that an older
-    version wrote, and told of nowhere, stays.
+    version wrote, and told of nowhere, stays. after: the step that a branch begins with, which its parent published.
     """
     folders, told = sealed_folders(run), told or {}
     written = []
     for folder in folders:
         number = manifest.read(folder).counts.get("published")
-        if number is None:
+        if number is None or manifest.read(folder).counts["step"] <= after:
             continue
         there = _root(_folder(run, number))
         wanted = told.get(number, None if folder == folders[-1] else there)  # of the newest the line may be missing

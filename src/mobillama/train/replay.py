@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.config import TrainRecipe, resolve
+from mobillama.data.order import steps_of
 from mobillama.data.reading import find_shards
 from mobillama.data.shards import Shards, read_shards
 from mobillama.device import Place, computing, place
@@ -34,7 +35,7 @@ from mobillama.train.interruption import interruption
 from mobillama.train.ledger import Line, read_ledger
 from mobillama.train.loop import Trainer, make_trainer, take_step
 from mobillama.train.progress import Display
-from mobillama.train.run import FILE, check_fit, read_run
+from mobillama.train.run import FILE, check_fit, parent_of, read_run
 from mobillama.train.state_results import WholeTensors, checkpoint_result, model_digest
 from mobillama.train.validate import validate
 from mobillama.train.world import World, joined
@@ -114,7 +115,7 @@ def replay(
                 "which step the results differ"
             )
         shards = read_shards(folder)
-        if check_fit(recorded.recipe, shards) != recorded.told["steps"] and not wrong:
+        if check_fit(recorded.recipe, shards, parent_of(recorded.told)) != recorded.told["steps"] and not wrong:
             raise DamagedFileError(
                 f"{run / FILE}: steps is {recorded.told['steps']}; its recipe comes to another number"
             )
@@ -164,17 +165,23 @@ def read_recorded(run: Path, first: int | None, last: int | None) -> Recorded:
     recipe = resolve(TrainRecipe, told["recipe"], str(run / FILE))
     by_step = lines_to_repeat(lines, deterministic=recipe.train.deterministic)
     there = {int(folder.name.removeprefix("step_")): folder for folder in sealed_folders(run)}
-    interval = choose_interval(run, there, max(by_step, default=0), first, last)
+    interval = choose_interval(run, there, max(by_step, default=0), first, last, begins=steps_of(told).after)
     return Recorded(run, told, lines, recipe, interval, by_step)
 
 
-def choose_interval(run: Path, there: Mapping[int, Path], ends: int, first: int | None, last: int | None) -> Interval:
-    """The interval that --from and --to mean. there: step -> folder of a checkpoint. ends: the ledger's last step."""
+def choose_interval(
+    run: Path, there: Mapping[int, Path], ends: int, first: int | None, last: int | None, *, begins: int = 0
+) -> Interval:
+    """The interval that --from and --to mean.
+
+    there: step -> folder of a checkpoint. ends: the ledger's last step. begins: the step that a branch begins with.
+    """
     if first is None:
-        first = max((step for step in there if step < (ends if last is None else last)), default=0)
-    if first and first not in there:
-        listed = ", ".join(map(str, sorted({0, *there})))
-        raise InputError(f"{run} has no checkpoint of step {first}; --from can be {listed} (0: the initial weights)")
+        first = max((step for step in there if step < (ends if last is None else last)), default=begins)
+    if (first or begins) and first not in there:
+        listed = ", ".join(map(str, sorted({*there} if begins else {0, *there})))
+        words = f"a branch of step {begins}" if begins else "0: the initial weights"
+        raise InputError(f"{run} has no checkpoint of step {first}; --from can be {listed} ({words})")
     last = ends if last is None else last
     if last > ends:
         raise InputError(f"the ledger of {run} ends at step {ends}; --to {last} is beyond it")
@@ -278,9 +285,11 @@ class Replayed:
         config, interval = self.recipe.train, self.recorded.interval
         step = interval.first
         watch = Watch.after(config, self.recorded.lines, step)
+        order = steps_of(self.recorded.told)
         for step in interval.steps:
             started = time.monotonic()
-            taken = take_step(self.trainer, config, self.shards, step, self.recorded.told["steps"], self.tokens, watch)
+            steps = self.recorded.told["steps"]
+            taken = take_step(self.trainer, config, self.shards, order, step, steps, self.tokens, watch)
             self.tokens = taken.result["tokens"]
             self.compare(step, taken.result, [said.line for said in self.recorded.by_step.get(step, ())])
             shown = self.display.show(step, taken.loss, time.monotonic() - started)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mobillama import manifest, strict_json
 from mobillama.config import TrainConfig, TrainRecipe, resolve
+from mobillama.data.run_folder import FORMAT, FORMAT_VERSION, PARENT
 from mobillama.data.shards import Shards
 from mobillama.data.stream import steps_per_pass
 from mobillama.errors import DamagedFileError, InputError, RecipeError
 from mobillama.train.schedule import check_schedule, same_so_far
 
-FILE, FORMAT, FORMAT_VERSION = "run.json", "mobillama.run", 2
+FILE = "run.json"
 TYPES = {"format": str, "format_version": int, "recipe": dict, "recipe_digest": str, "steps": int, "shards": dict}
 # Names and cadence: no result depends on them.
 FREE = {
@@ -47,8 +49,35 @@ ROUNDING = {
 }
 
 
-def check_fit(recipe: TrainRecipe, shards: Shards) -> int:
-    """Number of steps, once model, shards and schedule are seen to fit each other. Errors: RecipeError, InputError."""
+@dataclass(frozen=True)
+class Parent:
+    """Where a branch left the run it continues: written into its run.json and its ledger's `start` line."""
+
+    run: str  # the parent's folder when the branch began
+    ledger: str  # sha256 (hex) of the parent's last line then: by the chain it stands for all before it
+    checkpoint: str  # root digest of the checkpoint that the branch begins with
+    step: int  # of it; the branch's own steps count from there
+    first_row: int  # position, over all passes, of the first row that the branch reads
+
+    def tree(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def result(self) -> dict[str, Any]:
+        """What the ledger says of it: all but the place."""
+        return {key: value for key, value in self.tree().items() if key != "run"}
+
+
+def parent_of(told: Mapping[str, Any]) -> Parent | None:
+    """The parent that a run.json names; None if the run is no branch."""
+    return Parent(**{key: told["parent"][key] for key in PARENT}) if "parent" in told else None
+
+
+def check_fit(recipe: TrainRecipe, shards: Shards, parent: Parent | None = None) -> int:
+    """Number of steps, once model, shards and schedule are seen to fit each other; a branch counts on.
+
+    Errors: RecipeError, InputError.
+    """
     model, config = recipe.model, recipe.train
     if model.vocab_size < shards.vocab_size:
         raise InputError(
@@ -69,20 +98,30 @@ def check_fit(recipe: TrainRecipe, shards: Shards) -> int:
         )
     if config.document_mask:
         shards.require_spans()
-    steps = config.steps or steps_per_pass(config.rows_per_step, shards.chunk_rows)
+    if parent:
+        left = shards.num_rows - parent.first_row % shards.num_rows  # of the pass
+        steps = config.steps or parent.step + left // config.rows_per_step
+        if steps <= parent.step:
+            raise RecipeError(
+                f"train.steps={config.steps} comes to {steps} steps, but the branch begins after step {parent.step}, "
+                f"which they count from: give more, for example --set train.steps={parent.step + 100}"
+            )
+    else:
+        steps = config.steps or steps_per_pass(config.rows_per_step, shards.chunk_rows)
     check_schedule(config, steps)
     return steps
 
 
-def begin_run(run: Path, recipe: TrainRecipe, shards: Shards, steps: int) -> None:
-    """Write run.json: the resolved recipe, the number of steps and which shards."""
+def begin_run(run: Path, recipe: TrainRecipe, shards: Shards, steps: int, parent: Parent | None = None) -> None:
+    """Write run.json: the resolved recipe, the number of steps, which shards, and what a branch was branched off."""
     tree = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if parent else 2,  # what an older version reads, it may read
         "recipe": recipe.tree(),
         "recipe_digest": recipe.digest(),
         "steps": steps,
         "shards": {"path": str(shards.folder.resolve()), "digest": shards.digest},
+        **({"parent": parent.tree()} if parent else {}),
     }
     _write(run, tree)
 
@@ -106,6 +145,8 @@ def read_run(run: Path) -> dict[str, Any] | None:
     try:
         tree = strict_json.require(strict_json.parse(path.read_bytes()), TYPES)
         strict_json.require(tree["shards"], {"path": str, "digest": str})
+        if "parent" in tree:
+            strict_json.require(strict_json.require(tree, {"parent": dict})["parent"], PARENT)
         if tree["format"] != FORMAT or tree["format_version"] < 1:
             raise ValueError(f"it is not of format {FORMAT!r}, version 1 to {FORMAT_VERSION}")
     except ValueError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mobillama import manifest
 from mobillama.config import TrainConfig, TrainRecipe
+from mobillama.data.order import Steps
 from mobillama.data.shards import Shards, tokenizer_files
 from mobillama.device import Place, peak_memory
 from mobillama.errors import TrainingError
@@ -26,7 +27,7 @@ from mobillama.train.initial import start_digest
 from mobillama.train.ledger import FILE, Kind, Ledger
 from mobillama.train.progress import Display
 from mobillama.train.published import Published, complete_published, is_publication, next_number, write_published
-from mobillama.train.run import begin_run, read_run
+from mobillama.train.run import Parent, begin_run, read_run
 from mobillama.train.sharded_step import ShardedStep
 from mobillama.train.standing import Standing, summarise
 from mobillama.train.state_results import WholeTensors
@@ -43,6 +44,7 @@ class Session:
     recipe: TrainRecipe
     shards: Shards
     steps: int
+    parent: Parent | None
     place: Place
     world: World
     ledger: Ledger | None  # on rank 0, which alone writes
@@ -65,6 +67,12 @@ class Session:
         return self.recipe.train
 
     @property
+    def order(self) -> Steps:
+        """Which positions of the reading order its steps take."""
+        rows = self.config.rows_per_step
+        return Steps(rows, self.parent.step, self.parent.first_row) if self.parent else Steps(rows)
+
+    @property
     def environment(self) -> dict[str, Any]:
         """What the bits can depend on besides recipe and shards."""
         return environment(self.place, self.world)
@@ -79,8 +87,8 @@ class Session:
         if self.curves:
             self.curves.add(self.step, values)
 
-    def begin(self) -> None:
-        """Write the `start` line."""
+    def begin(self, standing: Standing) -> None:
+        """Write the `start` line; of a branch also the line of the checkpoint it begins with, whose state is loaded."""
         result = {
             "recipe": self.recipe.digest(),
             "shards": self.shards.digest,
@@ -91,7 +99,18 @@ class Session:
             keep_code_files(self.folder)
             start = start_digest(self.recipe)
             result |= {"initial_model": start} if start else {}
+        if self.parent:
+            result |= {"parent": self.parent.result()}
         self.record("start", result, {"environment": self.environment})
+        if self.parent and (newest := standing.newest.checkpoint):
+            self._load(newest)
+            self.record("checkpoint", newest.result(), newest.circumstance())
+            self.display.say(f"branched off {self.parent.run} after step {self.step}: steps go on to {self.steps}")
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        load_checkpoint(checkpoint, self.trainer.state())
+        self.trainer.loaded()
+        self.step, self.tokens, self.saved = checkpoint.step, checkpoint.tokens, checkpoint.step
 
     def resume(self, standing: Standing) -> None:
         """Load the newest good checkpoint (None: the initial weights stand) and write the `resumed` line that names it.
@@ -100,9 +119,7 @@ class Session:
         """
         found, newest = standing.newest, standing.newest.checkpoint
         if newest:
-            load_checkpoint(newest, self.trainer.state())
-            self.trainer.loaded()
-            self.step, self.tokens, self.saved = newest.step, newest.tokens, newest.step
+            self._load(newest)
         for what in found.refused.values():
             self.display.say(f"not used and set aside: {what}")
         self.world.once(lambda: self._complete_published())
@@ -113,7 +130,9 @@ class Session:
 
     def _complete_published(self) -> None:
         if self.ledger:
-            self.published = complete_published(self.folder, self.recipe, self.shards, self.ledger.published)
+            self.published = complete_published(
+                self.folder, self.recipe, self.shards, self.ledger.published, after=self.order.after
+            )
 
     def _record_published(self) -> None:
         """Write the line of each published model that was written since."""
@@ -145,7 +164,7 @@ class Session:
         ledger.append("resumed", result, {"environment": now})
         if standing.changed:  # in this order: killed between the two, the next start finds the same changes
             ledger.sync()
-            begin_run(self.folder, self.recipe, self.shards, self.steps)
+            begin_run(self.folder, self.recipe, self.shards, self.steps, self.parent)
 
     def count(self, result: Mapping[str, Any], tokens: int, seconds: float) -> None:
         """Take a step into the books: `result` is that of its line, `tokens` were trained on in it."""
@@ -178,7 +197,7 @@ class Session:
 
     def publishes(self, step: int) -> bool:
         """Whether the checkpoint of a step is kept for good, with a model folder."""
-        return is_publication(self.config, self.shards.chunk_rows, self.shards.seq_len, step, self.steps)
+        return is_publication(self.config, self.shards.chunk_rows, self.shards.seq_len, step, self.steps, self.order)
 
     def save(self, *, ends: bool = False) -> None:
         """Begin a checkpoint, after the one before is done; lines reach the disk before it does.
@@ -219,7 +238,7 @@ class Session:
         self._record_published()
         if self.ledger:
             self.ledger.sync()  # the line that lets the oldest go must not be lost before it
-            prune_checkpoints(self.folder, self.config.keep_last)
+            prune_checkpoints(self.folder, self.config.keep_last, first=self.parent.step if self.parent else None)
 
     def finish(self) -> None:
         """Write the model folder and the `end` line."""

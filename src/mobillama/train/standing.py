@@ -11,9 +11,10 @@ from mobillama.config import TrainRecipe
 from mobillama.data.shards import Shards
 from mobillama.errors import DamagedFileError
 from mobillama.train.anomaly import Watch
+from mobillama.train.branch import take_over
 from mobillama.train.checkpoint import Newest, newest_checkpoint, set_aside, sweep_checkpoints
 from mobillama.train.ledger import Ledger, read_ledger
-from mobillama.train.run import begin_run, compare_run, read_run, renew_place
+from mobillama.train.run import Parent, begin_run, compare_run, read_run, renew_place
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Standing:
         return self.newest.checkpoint.step if self.newest.checkpoint else 0
 
 
-def find_standing(recipe: TrainRecipe, shards: Shards, run: Path, steps: int) -> tuple[Standing, Ledger]:
+def find_standing(
+    recipe: TrainRecipe, shards: Shards, run: Path, steps: int, parent: Parent | None = None
+) -> tuple[Standing, Ledger]:
     """Where the run in a folder stands, its ledger open to go on (the caller closes it); a new run gets its run.json.
 
     Leftovers of a kill are swept and damaged checkpoints set aside. Errors: those of the files read, and RecipeError
@@ -40,16 +43,25 @@ def find_standing(recipe: TrainRecipe, shards: Shards, run: Path, steps: int) ->
     """
     sweep_checkpoints(run)
     earlier = read_run(run)
+    if parent:
+        if not earlier:
+            begin_run(run, recipe, shards, steps, parent)
+        take_over(parent, run)
     newest = newest_checkpoint(run)
+    if parent and newest.checkpoint is None:
+        raise DamagedFileError(
+            f"the checkpoint that the branch {run} begins with is damaged: {'; '.join(newest.refused.values())}. "
+            f"Remove it and give the same command again: it is taken from {parent.run} once more"
+        )
     step = newest.checkpoint.step if newest.checkpoint else 0
     ledger = Ledger.open(run, repeats_after=step if recipe.train.deterministic else None)
     try:
         changed = compare_run(run, earlier, recipe, shards, steps, ledger.last_step) if earlier else {}
-        if not earlier or (changed and not ledger.lines):
-            begin_run(run, recipe, shards, steps)
-        elif earlier["shards"]["path"] != str(shards.folder.resolve()):
+        if (not earlier and not parent) or (changed and not ledger.lines):
+            begin_run(run, recipe, shards, steps, parent)
+        elif earlier and earlier["shards"]["path"] != str(shards.folder.resolve()):
             renew_place(run, earlier, shards)
-        if ledger.last_step < step and newest.checkpoint:
+        if max(ledger.last_step, parent.step if parent else 0) < step and newest.checkpoint:
             raise DamagedFileError(
                 f"{ledger.path} ends at step {ledger.last_step}, but {newest.checkpoint.folder} is of step {step}: "
                 "lines were lost; restore the file from a copy, or train into a new --out"
