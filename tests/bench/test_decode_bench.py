@@ -261,7 +261,7 @@ def test_a_section_whose_peer_dies_still_prints_our_own_side(
 
 def test_our_own_process_that_dies_gives_no_row(tmp_path: Path) -> None:
     def died(_: Setting) -> speed.Section:
-        raise ProcessEndedError("ours", -11, "decode")
+        raise ProcessEndedError.of("ours", -11, "decode")
 
     found = decode.run("decode", Setting("", folder=tmp_path), {"decode-0.5b": died}, {})
     assert found["rows"] == [] and "'ours': it ended by SIGSEGV" in found["failed"]["decode-0.5b"]

@@ -15,7 +15,7 @@ NATIVE = Path(__file__).parents[2] / "native"
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64")
 
-COMMON = ["tests/kernels.cpp", "src/cpu.cpp", "src/kernels_scalar.cpp", "src/tensor_type.cpp"]
+COMMON = ["tests/kernels.cpp", "src/cpu.cpp", "src/cgroup.cpp", "src/kernels_scalar.cpp", "src/tensor_type.cpp"]
 X86_FLAGS = {
     "src/kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
     # The compiler's own header makes "undefined" registers from themselves, and warns of it.

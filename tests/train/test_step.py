@@ -80,7 +80,11 @@ def test_accumulating_over_micro_batches_equals_one_batch() -> None:
         for part in rows.split(2):
             parts.accumulate(part, 1 / 3)
         torch.testing.assert_close(vars(parts.update(1e-3)), vars(whole.update(1e-3)), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(dict(parts.model.state_dict()), dict(whole.model.state_dict()), rtol=1e-4, atol=1e-5)
+    for name, weight in whole.model.state_dict().items():
+        # By norm: AdamW divides by a gradient's own size, so where that is rounding noise a weight moves by a share of
+        # the learning rate. One such weight of 1,024 differed by 4e-5; a part left out differs by 1e-2 of the norm.
+        difference = parts.model.state_dict()[name] - weight
+        assert difference.norm() <= 1e-4 * weight.norm(), name
 
 
 def test_recomputing_activations_changes_no_bit() -> None:

@@ -17,14 +17,18 @@ PROC = Path("/proc")
 
 
 class ProcessEndedError(MeasurementError):
-    """The process of a side ended instead of answering."""
+    """The process of a side ended instead of answering: its name, how it ended, in words, and what it was asked."""
 
-    def __init__(self, name: str, status: int, asked: str) -> None:
-        """status: as Popen gives it, negative if a signal ended the process."""
-        by_signal = f"it ended by {signal.Signals(-status).name}" if -status in {*signal.Signals} else ""
-        self.name, self.asked = name, asked
-        self.status = by_signal or f"it ended with status {status}"
-        super().__init__(f"the process of {name!r}: {self.status} when asked to {asked!r}; its own message is above")
+    name = status = asked = ""
+
+    @classmethod
+    def of(cls, name: str, code: int, asked: str) -> Self:
+        """code: as Popen gives it, negative if a signal ended the process."""
+        by_signal = f"it ended by {signal.Signals(-code).name}" if -code in {*signal.Signals} else ""
+        status = by_signal or f"it ended with status {code}"
+        error = cls(f"the process of {name!r}: {status} when asked to {asked!r}; its own message is above")
+        error.name, error.status, error.asked = name, status, asked
+        return error
 
 
 class Process:
@@ -51,7 +55,7 @@ class Process:
         except BrokenPipeError:
             reply = ""
         if not reply:
-            raise ProcessEndedError(self.name, self._process.wait(), do)
+            raise ProcessEndedError.of(self.name, self._process.wait(), do)
         answer: dict[str, Any] = json.loads(reply)
         return answer
 
