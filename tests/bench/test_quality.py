@@ -175,3 +175,6 @@ def test_quantize_calibrates_on_shards(folder: Path, shards: Path, tmp_path: Pat
         assert said.exit_code == 0, said.output
     plain, weighed = (tmp_path / f"{name}.gguf" for name in ("plain", "weighed"))
     assert plain.read_bytes() != weighed.read_bytes() and b"mobillama.importance_digest" in weighed.read_bytes()
+    verify = ["verify", str(weighed), "--model", str(folder), "--importance"]
+    said = CliRunner().invoke(app, [*verify, str(shards)])
+    assert said.exit_code == 0 and "the whole file is equal, byte for byte" in said.output, said.output

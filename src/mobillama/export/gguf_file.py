@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,14 @@ def quantize_model(
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture {architecture!r} is not known; use one of: {', '.join(ARCHITECTURES)}")
     source = find_source(model, seed)
-    source = _without_own_parts(source, architecture, importance)
+    source = without_own_parts(source, architecture, importance)
     if tokenizer is not None:
         source.tokenizer = Tokenizer.load(tokenizer)
-    plan = _Plan(source.config, architecture, types, importance)
+    plan = Plan(source.config, architecture, types, importance)
     with _whole_file(out) as path:
         writer = GGUFWriter(path, architecture)
         try:
-            _add_keys(writer, plan, source)
+            write_header(writer, plan, source)
             _write(writer, plan, source, threads, progress or (lambda _: None))
         finally:
             writer.close()
@@ -87,7 +87,7 @@ def quantize_model(
     }
 
 
-def _without_own_parts(source: Source, architecture: Architecture, importance: Importance | None) -> Source:
+def without_own_parts(source: Source, architecture: Architecture, importance: Importance | None) -> Source:
     """The source without what layers have of their own beside their FFN, of which no GGUF file knows."""
     require_no_adapters(source.config, "a GGUF file")
     if not source.config.ffn_gain:
@@ -105,13 +105,14 @@ def _without_own_parts(source: Source, architecture: Architecture, importance: I
     return Folded(source)
 
 
-class _Plan:
+class Plan:
     """Every tensor of the file with its type and size, decided before the first is read."""
 
     def __init__(
         self, config: ModelConfig, architecture: Architecture, spec: str, importance: Importance | None
     ) -> None:
-        self.config, self.importance = config, _checked(importance or {}, config)
+        self.config, self.architecture = config, architecture
+        self.importance = _checked(importance or {}, config)
         self.types = parse_types(spec, tied=config.tie_word_embeddings)
         self.shapes = shapes_of(outline_model(config))
         self.entries = list(entries(config, architecture))
@@ -164,7 +165,7 @@ def _checked(importance: Importance, config: ModelConfig) -> dict[str, NDArray[n
     return found
 
 
-def _add_keys(writer: GGUFWriter, plan: _Plan, source: Source) -> None:
+def _add_keys(writer: GGUFWriter, plan: Plan, source: Source) -> None:
     """The file's metadata: what it is, its shapes, where it comes from, its tokenizer."""
     config = plan.config
     writer.add_type("model")
@@ -187,7 +188,7 @@ def _add_keys(writer: GGUFWriter, plan: _Plan, source: Source) -> None:
         writer.add_string(key, value)
     writer.add_string("mobillama.types", spell(plan.types))
     if plan.importance:
-        writer.add_string("mobillama.importance_digest", _digest(plan.importance))
+        writer.add_string("mobillama.importance_digest", importance_digest(plan.importance))
     if source.tokenizer is None:
         writer.add_string(Keys.Tokenizer.MODEL, "none")
     else:
@@ -216,7 +217,7 @@ def ends_without_piece(source: Source) -> list[int]:
     return [id_ for id_ in source.end_ids if source.tokenizer is None or id_ >= source.tokenizer.vocab_size]
 
 
-def _digest(importance: Importance) -> str:
+def importance_digest(importance: Importance) -> str:
     """sha256 (hex) over names and values, in order of the names."""
     found = hashlib.sha256()
     for name in sorted(importance):
@@ -224,17 +225,22 @@ def _digest(importance: Importance) -> str:
     return found.hexdigest()
 
 
-def _write(writer: GGUFWriter, plan: _Plan, source: Source, threads: int, progress: Callable[[float], None]) -> None:
+def write_header(writer: GGUFWriter, plan: Plan, source: Source) -> None:
+    """All of the file before the first tensor's bytes, without the padding to them."""
+    _add_keys(writer, plan, source)
     for entry in plan.entries:
         dtype = np.dtype(np.float32)  # of no effect beside the type in GGUF
         writer.add_tensor_info(entry.name, plan.shape(entry), dtype, plan.size(entry), TYPES[plan.type_of[entry.name]])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+
+
+def _write(writer: GGUFWriter, plan: Plan, source: Source, threads: int, progress: Callable[[float], None]) -> None:
     assert writer.fout is not None
     (file,) = writer.fout
     done = 0
-    for entry, data in _encoded(plan, source, threads):
+    for entry, data in encoded(plan, source, plan.entries, threads):
         # The writer's own write_tensor_data goes through numpy's tofile, which does not say why a disk takes no more.
         writer.write_padding(file, file.tell())
         file.write(np.ascontiguousarray(data).data)
@@ -243,10 +249,12 @@ def _write(writer: GGUFWriter, plan: _Plan, source: Source, threads: int, progre
         progress(done / plan.weights)
 
 
-def _encoded(plan: _Plan, source: Source, threads: int) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
-    """Every tensor's bytes in the order of the file. A shared FFN is rounded once, however often it is written."""
+def encoded(
+    plan: Plan, source: Source, chosen: Iterable[Entry], threads: int
+) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
+    """Bytes of the chosen tensors, in the order of the file. A shared FFN is rounded once, however often it occurs."""
     block, copies = "", dict[str, NDArray[np.uint8]]()
-    for entry in plan.entries:
+    for entry in chosen:
         if entry.weight in copies:
             yield entry, copies[entry.weight]
             continue
