@@ -92,7 +92,7 @@ def check_gguf(
     changed = _changed(path, stored, encoded(plan, source, chosen, threads), plan, progress or (lambda _: None))
     told = [f"tensor {_plain(name)}: {what}" for name, what in {**listed, **changed}.items()]
     if len(told) > NAMED:
-        told[NAMED:] = [f"and {len(told) - NAMED} more tensors: of {len(stored)} in the file {len(told)} differ"]
+        told[NAMED:] = [f"and {len(told) - NAMED} more tensors: {len(told)} differ, the file holds {len(stored)}"]
     differences = [*_changed_keys(keys, expected_keys), *told]
     whole = not differences and not not_compared and _around(path, header, stored, plan)
     return Checked(differences, not_compared, len(keys), len(chosen), whole)
