@@ -393,11 +393,12 @@ def test_a_ray_cluster_that_loses_a_node_gives_the_same_bytes(
     write_jsonl(tmp_path / "bad" / "web.jsonl", [{"text": "good"}, {"txt": "bad"}])
     messages = []
     for where in ("local", executor):
-        bad = DataRecipe.model_validate({**make_recipe(tmp_path / "bad").tree()})
+        tree = make_recipe(tmp_path / "bad").tree()
+        bad = DataRecipe.model_validate({**tree, "source": {**tree["source"], "bad_records": "stop"}})
         with pytest.raises(InputError) as found:
             build_shards(bad, tmp_path / "none", executor=where, tokenizer=tokenizer, on_progress=lambda progress: None)
         messages.append(str(found.value))
         shutil.rmtree(tmp_path / "none-corpus.work", ignore_errors=True)
     assert messages[0] == messages[1]
-    assert "record 2: found fields txt" in messages[0]
+    assert "line 2: found fields txt" in messages[0]
     print(json.dumps({"killed after tasks": killed, "lost": executor.lost}))  # type: ignore[attr-defined]
