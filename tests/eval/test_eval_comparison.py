@@ -179,3 +179,15 @@ def test_published_averages_are_those_of_their_rows() -> None:
     assert rows["MobiLlama 0.5B"] - rows["pythia-410m 0.51B"] == pytest.approx(2.43)
     with pytest.raises(InputError, match="--published 6"):
         published_rows([6])
+
+
+def test_files_that_decide_prompts_and_differ_are_named_and_older_results_are_still_taken(tmp_path: Path) -> None:
+    files = {"lm_eval": "0", "lm_eval/tasks/piqa/piqa.yaml": "1"}
+    older = results(tmp_path / "older", draw(1))  # as a version before the key wrote them
+    one, same = (results(tmp_path / name, draw(1), decided_by=files) for name in ("one", "same"))
+    other = results(tmp_path / "other", draw(1), decided_by={**files, "lm_eval/tasks/piqa/piqa.yaml": "2", "x": "3"})
+    assert not [note for note in compare([one, same])["notes"] if "decides" in note or "hashes" in note]
+    (note,) = (note for note in compare([one, other])["notes"] if "decides" in note)
+    assert note.endswith("differs in lm_eval/tasks/piqa/piqa.yaml, x")
+    assert "older: an older version kept no hashes of the harness's task files" in compare([older, one])["notes"]
+    assert not [note for note in compare([older, older])["notes"] if "hashes" in note]

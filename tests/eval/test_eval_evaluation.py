@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.eval.rooms import cut_data, model_with_llamas_vocabulary, save_folder
+from tests.eval.small_suites import TASK, write_suite
 
 from mobillama import manifest
 from mobillama.errors import DamagedFileError, InputError
@@ -187,6 +188,7 @@ def test_an_interrupted_evaluation_goes_on(place: Path, whole: dict[str, Any], m
     tree = json.loads(settings.read_text())
     older = Suite.model_validate(tree["suite"]).model_dump(mode="json", exclude_defaults=True)
     assert older != tree["suite"]
+    del tree["decided_by"]
     settings.write_text(json.dumps({**tree, "suite": older}))  # as a version that knew fewer keys began it
     again = run(place, "whole", "results-again")
     assert (place / "results-again" / "items.jsonl").read_bytes().startswith(before)
@@ -312,3 +314,19 @@ def test_rows_are_those_of_the_folder_given_whatever_was_loaded_before(place: Pa
         data = cut_data(place / "data", tmp_path / str(rows), rows, ["piqa"])
         (loaded,), _ = load_tasks(piqa, task_files(place / "whole.toml"), check_folders(data, ["piqa"]))
         assert len(loaded.task.eval_docs) == rows
+
+
+def test_allowed_code_stands_in_the_results(place: Path, tmp_path: Path) -> None:
+    task = TASK.replace('"{{q}}"', "!function mine.text")
+    suite = write_suite(tmp_path / "suite", task, mine_py="def text(doc): return doc['q']\n")
+    given = {"data": suite.parent / "data", "suite": str(suite.with_suffix(""))}
+    with pytest.raises(InputError, match="--allow-code"):
+        run(place, given["suite"], str(tmp_path / "out"), data=given["data"])
+    assert not (tmp_path / "out.partial").exists()
+    run(place, given["suite"], str(tmp_path / "out"), data=given["data"], allow_code=True)
+    recipe = read_results(tmp_path / "out").manifest.recipe
+    assert recipe["allowed_code"] == ["!function mine.text of tasks/tiny.yaml"]
+    assert set(recipe["decided_by"]) == {"lm_eval", "tasks/tiny.yaml", "tasks/mine.py"}
+    assert recipe["task_files"] == {"tiny.yaml": manifest.sha256_file(suite.parent / "tasks" / "tiny.yaml")}
+    run(place, "few", str(tmp_path / "usual"), allow_code=True)
+    assert "allowed_code" not in read_results(tmp_path / "usual").manifest.recipe

@@ -74,6 +74,7 @@ EXTRA_OF = {
     "jinja2": "report",
     "lm_eval": "eval",
     "datasets": "eval",
+    "yaml": "eval",
 }
 
 

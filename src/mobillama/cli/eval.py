@@ -41,6 +41,9 @@ def evaluate(
     dtype: Dtype = "auto",
     threads: Threads = 0,
     ignore_key: IgnoreKey = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run code that the suite brings or names; read it first.")
+    ] = False,
     share: Annotated[
         str, typer.Option(metavar="K/N", help="Only the K-th of N equal shares; the last to finish merges all.")
     ] = "",
@@ -69,7 +72,7 @@ def evaluate(
 
         stay_offline()  # before anything imports the hub's client
     chosen = read_share(share) if share else ranks.torchrun_share()
-    choices = evaluation.Choices(data, limit, bos, empty, chosen or (0, 1))
+    choices = evaluation.Choices(data, limit, bos, empty, chosen or (0, 1), allow_code)
     if every:
         if chosen:
             raise InputError("--every evaluates in one process; start it without torchrun")

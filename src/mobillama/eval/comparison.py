@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mobillama.errors import InputError
-from mobillama.eval.results import Items, Results, read_results
+from mobillama.eval.results import DECIDED_BY, Items, Results, read_results
 from mobillama.eval.suite import Benchmark
 
 DRAWS = 10_000
 LEVEL = 0.05
 NAMED = 3  # items that differ, named in an error
-LIKE = ("backend", "dtype", "bos", "empty_context", "context_length", "harness", "task_files")  # better the same
+LIKE = ("backend", "dtype", "bos", "empty_context", "context_length", "harness", "task_files", "allowed_code")
 
 Floats = npt.NDArray[np.float64]
 
@@ -194,6 +194,22 @@ def _row(result: Results, name: str) -> dict[str, Any]:
     }
 
 
+def _other_files(recipes: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which files that decide prompts or scores are not the same, as far as the results say."""
+    told = [recipe[DECIDED_BY] for recipe in recipes if DECIDED_BY in recipe]
+    notes = []
+    if other := [
+        name for name in sorted({name for one in told for name in one}) if len({one.get(name) for one in told}) > 1
+    ]:
+        said = ", ".join(other[:NAMED]) + (f" and {len(other) - NAMED} more" if len(other) > NAMED else "")
+        notes.append(f"not evaluated alike: what decides prompts and scores differs in {said}")
+    if told and (
+        silent := [row["name"] for row, recipe in zip(shown, recipes, strict=True) if DECIDED_BY not in recipe]
+    ):
+        notes.append(f"{', '.join(silent)}: an older version kept no hashes of the harness's task files")
+    return notes
+
+
 def _notes(results: Sequence[Results], shown: Sequence[Mapping[str, Any]]) -> list[str]:
     """What to know before believing the table: settings that differ, cut prompts, training text."""
     notes = []
@@ -202,6 +218,7 @@ def _notes(results: Sequence[Results], shown: Sequence[Mapping[str, Any]]) -> li
         if len({str(recipe.get(key)) for recipe in recipes}) > 1:
             said = ", ".join(f"{row['name']}: {recipe.get(key)}" for row, recipe in zip(shown, recipes, strict=True))
             notes.append(f"not evaluated alike: {key} is {said}")
+    notes += _other_files(recipes, shown)
     for row in shown:
         cut = {name: found["cut"] for name, found in row["scores"].items() if found["cut"]}
         if cut:

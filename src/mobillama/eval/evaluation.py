@@ -20,6 +20,7 @@ from mobillama.errors import InputError
 from mobillama.eval import data as local_data
 from mobillama.eval.contamination import known_overlap
 from mobillama.eval.results import (
+    DECIDED_BY,
     ITEMS,
     SETTINGS,
     read_items,
@@ -45,6 +46,7 @@ class Choices:
     bos: bool | None = None  # <s> before every context; None = as the tokenizer's own settings say
     empty: str | None = None  # what stands for an empty context, bos or eos; None = as the harness's HFLM
     share: tuple[int, int] = (0, 1)  # (rank, size): every size-th item, from the rank-th
+    allow_code: bool = False  # run code of task files that does not come with the harness
 
 
 def evaluate(
@@ -70,9 +72,14 @@ def evaluate(
         local_data.stay_offline()
         local = local_data.check_folders(choices.data, (one.data or one.name for one in suite.benchmarks))
     from mobillama.eval.adapter import Adapter
-    from mobillama.eval.tasks import load_tasks
+    from mobillama.eval.task_files import TaskFiles
+    from mobillama.eval.tasks import find_files, load_tasks
 
-    tasks = [load_tasks(one, own, local) for one in suite.benchmarks]
+    code, is_local = choices.allow_code, local is not None
+    decided = TaskFiles()
+    for one in suite.benchmarks:  # all of them before the first is loaded: nothing of a suite runs if it is refused
+        find_files(one, own, decided, allow_code=code, local=is_local)
+    tasks = [load_tasks(one, own, local, allow_code=code) for one in suite.benchmarks]
     hashes = {} if local is None else local.hashes
     began = time.monotonic()
 
@@ -81,7 +88,7 @@ def evaluate(
         bos = subject.bos if choices.bos is None else choices.bos
         empty: Any = choices.empty
         adapter = Adapter(subject.scorer, subject.encoder, bos=bos, empty=empty, end_ids=subject.end_ids)
-        return subject, adapter, _settings(suite, own, subject, adapter, choices, hashes)
+        return subject, adapter, _settings(suite, own, decided, subject, adapter, choices, hashes)
 
     if again and (out / manifest.FILE).is_file():
         return _finished(out, open_model()[2])
@@ -184,16 +191,17 @@ def _chunks(items: Sequence[Any]) -> Iterator[list[Any]]:
 
 def _compute(benchmark: Benchmark, loaded: Any, items: Sequence[Any], adapter: Any) -> list[dict[str, Any]]:
     """The lines of some items of one task."""
-    from mobillama.eval.tasks import process
+    from mobillama.eval.tasks import process, right_choice
 
     instances = [instance for item in items for instance in item.instances]
+    golds = [right_choice(loaded, item) if item.has_choices(loaded.task) else None for item in items]
     try:
         responses, notes = _respond(instances, adapter)
     except InputError as error:
         numbers = f"items {items[0].number} to {items[-1].number}" if len(items) > 1 else f"item {items[0].number}"
         raise InputError(f"{loaded.name}, {numbers}: {error}") from None
     lines, at = [], 0
-    for item in items:
+    for item, gold in zip(items, golds, strict=True):
         end = at + len(item.instances)
         metrics = process(loaded, item, responses[at:end])
         line = {
@@ -204,9 +212,9 @@ def _compute(benchmark: Benchmark, loaded: Any, items: Sequence[Any], adapter: A
             "requests": notes[at:end],
             "metrics": {name: _plain(value) for name, value in metrics.items()},
         }
-        if item.kind == "loglikelihood" and len(item.instances) > 1:
+        if item.has_choices(loaded.task):
             totals = [note["log_likelihood"] for note in notes[at:end]]
-            line |= {"choice": totals.index(max(totals)), "gold": _gold(loaded.task, item.doc)}
+            line |= {"choice": totals.index(max(totals)), "gold": _plain(gold)}
         lines.append(line)
         at = end
     return lines
@@ -238,13 +246,6 @@ def _respond(instances: Sequence[Any], adapter: Any) -> tuple[list[Any], list[di
     return texts, [{"texts": one} for one in texts]
 
 
-def _gold(task: Any, doc: Mapping[str, Any]) -> Any:
-    """The right choice: its number, where the task says so in one of the ways it can."""
-    target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    choices = task.doc_to_choice(doc)
-    return choices.index(target) if isinstance(target, str) and target in choices else _plain(target)
-
-
 def _plain(value: Any) -> Any:
     """A metric as JSON takes it."""
     if isinstance(value, (list, tuple)):
@@ -255,9 +256,10 @@ def _plain(value: Any) -> Any:
 
 
 def _settings(
-    suite: Suite, own: Path, subject: Any, adapter: Any, choices: Choices, hashes: Mapping[str, str]
+    suite: Suite, own: Path, decided: Any, subject: Any, adapter: Any, choices: Choices, hashes: Mapping[str, str]
 ) -> dict[str, Any]:
     """All that the lines depend on: an evaluation goes on only with the same."""
+    from mobillama.eval.task_files import core_digest
     from mobillama.eval.tasks import VERSION
 
     mine = sorted(path for path in own.glob("*.yaml")) if any(not one.folder for one in suite.benchmarks) else []
@@ -274,12 +276,16 @@ def _settings(
         "limit": choices.limit,
         "share": list(choices.share),
         "data": dict(sorted(hashes.items())) if choices.data is not None else "hub",
+        DECIDED_BY: {"lm_eval": core_digest(), **dict(sorted(decided.hashes.items()))},
         **({"ignored_keys": list(subject.ignored_keys)} if subject.ignored_keys else {}),
+        **({"allowed_code": sorted(decided.code)} if decided.code else {}),
     }
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    """The settings that differ; an older version's say nothing of all files that decide a task."""
+    names = [name for name in {**now, **before} if name != DECIDED_BY or name in before]
+    return [name for name in names if before.get(name) != now.get(name)]
 
 
 def _same_settings(partial: Path, settings: Mapping[str, Any]) -> None:

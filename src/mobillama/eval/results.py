@@ -15,6 +15,7 @@ from mobillama.eval.suite import Suite
 
 ITEMS, SETTINGS, SCORES = "items.jsonl", "evaluation.json", "scores.json"
 KIND = "results"
+DECIDED_BY = "decided_by"  # the setting with the hashes of all that decides prompts and scores; older results lack it
 
 Items = dict[tuple[str, int], dict[str, Any]]  # (task, item) -> its line
 
