@@ -281,6 +281,7 @@ def show_run(
     """Evaluate a run's checkpoints, with curves and a page, and show the last line of each."""
     from mobillama.eval.checkpoints import evaluate_run
     from mobillama.report.evaluation import write_curves_page
+    from mobillama.report.score import unit_of, with_error
 
     out.mkdir(parents=True, exist_ok=True)
     curves = evaluate_run(
@@ -294,8 +295,11 @@ def show_run(
     )
     lines = []
     for point in curves["points"]:
-        scores = ", ".join(f"{row['benchmark']} {row['value']:.2f}" for row in point["benchmarks"])
-        average = f"; average {point['average']['value']:.2f}" if point["average"] else ""
+        scores = ", ".join(
+            f"{row['benchmark']} {with_error(row['value'], None, unit_of(row))}" for row in point["benchmarks"]
+        )
+        found = point["average"]
+        average = f"; average {with_error(found['value'], None, unit_of(found))}" if found else ""
         lines.append(f"step {point['step']:>8,} {point['tokens']:>14,} tokens: {scores}{average}")
     show({**curves, "page": str(out / "index.html")}, as_json, "\n".join([*lines, str(out / "index.html")]))
 

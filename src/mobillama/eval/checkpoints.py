@@ -18,6 +18,16 @@ from mobillama.errors import InputError
 from mobillama.eval.results import read_results, write_tree
 
 CURVES = "curves.json"
+CURVED = (
+    "benchmark",
+    "metric",
+    "shots",
+    "value",
+    "stderr",
+    "unit",
+    "higher_is_better",
+    "items",
+)  # of a benchmark's row
 FORMAT, FORMAT_VERSION = "mobillama.curves", 1
 POLL_SECONDS = 10.0
 
@@ -125,10 +135,7 @@ def collect(run: Path, out: Path) -> dict[str, Any]:
                     "digest": found.manifest.digest(),
                     "model": origin,
                     "suite": found.scores["suite"],
-                    "benchmarks": [
-                        {key: row.get(key) for key in ("benchmark", "metric", "shots", "value", "stderr", "items")}
-                        for row in found.scores["benchmarks"]
-                    ],
+                    "benchmarks": [{key: row.get(key) for key in CURVED} for row in found.scores["benchmarks"]],
                     "average": found.scores["average"],
                     "average_without_bias": found.scores["average_without_bias"],
                 }

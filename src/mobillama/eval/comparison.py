@@ -1,15 +1,16 @@
 """Results beside each other: how sure each difference is, on the same items, with correction for how many there are.
 
-For every pair of models and every benchmark, and for the averages: a bootstrap over items, drawn anew within each task
-as the benchmark weighs tasks; a p-value for "no difference" (how often a draw lies as far from its centre as the centre
-from 0); Holm's correction over all of them. That items are the same is told by the hash of what was asked.
+For every pair of models and every benchmark, in its unit, and for the averages: a bootstrap over items, drawn anew
+within each task as the benchmark weighs tasks; a p-value for "no difference" (how often a draw lies as far from its
+centre as the centre from 0); Holm's correction over all of them. That items are the same is told by the hash of what
+was asked.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,32 @@ import numpy as np
 import numpy.typing as npt
 
 from mobillama.errors import InputError
+from mobillama.eval.averages import groups
+from mobillama.eval.metrics import metric_of
 from mobillama.eval.results import DECIDED_BY, Items, Results, read_results
 from mobillama.eval.suite import Benchmark
 
 DRAWS = 10_000
+COUNTS = 4_000_000  # of items drawn, held at a time
 LEVEL = 0.05
 NAMED = 3  # items that differ, named in an error
 LIKE = ("backend", "dtype", "bos", "empty_context", "context_length", "harness", "task_files", "allowed_code")
 
 Floats = npt.NDArray[np.float64]
 
+OF_SUMS: Mapping[str, Callable[[Floats], Floats]] = {  # the harness's aggregations, from the weighted mean over items
+    "perplexity": lambda mean: np.exp(-mean),
+    "weighted_perplexity": lambda mean: np.exp(-mean),
+    "bits_per_byte": lambda mean: -mean / math.log(2),
+}
+
 
 def compare(folders: Sequence[Path], names: Sequence[str] = (), *, seed: int = 1234) -> dict[str, Any]:
     """Compare results pair by pair; gives plain JSON types: `models`, `benchmarks`, `pairs`, `notes`.
 
     names: what to call the models, in order [the model names in the results].
-    Errors: InputError for results of other items or contexts, or of a metric that is no mean over items.
+    Errors: InputError for results of other items or contexts, or of a metric that is no mean over items, nor follows
+    from sums over them.
     """
     results = [read_results(folder) for folder in folders]
     if names and len(names) != len(results):
@@ -44,7 +55,7 @@ def compare(folders: Sequence[Path], names: Sequence[str] = (), *, seed: int = 1
     benchmarks = [
         {
             "name": one.name,
-            "metric": results[0].scores["benchmarks"][at]["metric"],
+            **{key: results[0].scores["benchmarks"][at][key] for key in ("metric", "unit", "higher_is_better")},
             "shots": one.shots,
             "in_average": one.in_average,
             "unbiased_at": one.unbiased_at,
@@ -55,12 +66,9 @@ def compare(folders: Sequence[Path], names: Sequence[str] = (), *, seed: int = 1
     pairs = []
     for a, b in itertools.combinations(range(len(results)), 2):
         draws = {one.name: _draws(one, results, items, a, b, generator) for one in suite.benchmarks}
-        averaged = [one for one in suite.benchmarks if one.in_average]
-        plain = [one for one in averaged if one.unbiased_at is None]
-        groups = {"average": averaged, "average_without_bias": plain if 0 < len(plain) < len(averaged) else []}
-        for name, group in groups.items():
+        for name, group in groups(suite, results[a].scores["benchmarks"]).items():
             if group:
-                found = [draws[one.name] for one in group]
+                found = [draws[row["benchmark"]] for row in group]
                 draws[name] = (
                     float(np.mean([difference for difference, _ in found])),
                     np.mean([drawn for _, drawn in found], axis=0),
@@ -116,18 +124,56 @@ def _draws(
     b: int,
     generator: np.random.Generator,
 ) -> tuple[float, Floats]:
-    """The difference of two models on a benchmark, in per cent, and what it would be on items drawn anew."""
+    """The difference of two models on a benchmark, in its unit, and what it would be on items drawn anew."""
     tasks = _benchmark(results[a], one.name)["tasks"]
-    found = []
+    found, of_sums = [], []
     for name, row in tasks.items():
-        if row["aggregation"] != "mean":
+        numbers = sorted(number for task, number in items[a] if task == name)
+        values = [[mine[name, number]["metrics"][row["metric"]] for number in numbers] for mine in (items[a], items[b])]
+        if row["aggregation"] == "mean":
+            scale = metric_of(row["metric"]).scale
+            scaled = [[scale * float(value) for value in each] for each in values]
+            found.append(np.array(scaled[0]) - np.array(scaled[1]))
+        elif row["aggregation"] in OF_SUMS:
+            a_terms, b_terms = map(_terms, values)
+            of_sums.append(_draw_sums(a_terms, b_terms, OF_SUMS[row["aggregation"]], generator))
+        else:
             raise InputError(
                 f"{one.name}: the metric {row['metric']} of {name} is no mean over items, so it cannot be compared here"
             )
-        numbers = sorted(number for task, number in items[a] if task == name)
-        values = [[100 * float(mine[name, number]["metrics"][row["metric"]]) for number in numbers] for mine in items]
-        found.append(np.array(values[a]) - np.array(values[b]))
+    if of_sums and found:
+        raise InputError(f"{one.name}: its tasks add their items up in different ways, so they cannot be compared here")
+    if of_sums:
+        differences = [difference for difference, _ in of_sums]
+        return float(np.mean(differences)), np.mean([drawn for _, drawn in of_sums], axis=0)
     return float(np.mean([values.mean() for values in found])), bootstrap(found, generator)
+
+
+def _terms(values: Sequence[Any]) -> Floats:
+    """What a metric sums up over items, (items, 2): a log-likelihood and its weight, which is 1 where none is given."""
+    return np.array([[*value] if isinstance(value, (list, tuple)) else [value, 1.0] for value in values], np.float64)
+
+
+def _draw_sums(
+    a: Floats, b: Floats, of_mean: Callable[[Floats], Floats], generator: np.random.Generator, draws: int = DRAWS
+) -> tuple[float, Floats]:
+    """The difference of two models in a function of a weighted mean over the same items, and over items drawn anew.
+
+    a, b: (items, 2). The draws' spread is widened as in `bootstrap`.
+    """
+    size = len(a)
+
+    def difference(mine: Floats, theirs: Floats) -> Floats:
+        return of_mean(mine[..., 0] / mine[..., 1]) - of_mean(theirs[..., 0] / theirs[..., 1])
+
+    middle = float(difference(a.sum(0), b.sum(0)))
+    block = max(1, COUNTS // size)
+    drawn = []
+    for at in range(0, draws, block):
+        counts = generator.multinomial(size, np.full(size, 1 / size), min(block, draws - at))
+        drawn.append(difference(counts @ a, counts @ b))
+    widen = math.sqrt(size / (size - 1)) if size > 1 else 1.0
+    return middle, middle + (np.concatenate(drawn) - middle) * widen
 
 
 def _test(difference: float, drawn: Floats) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _benchmark(
 ) -> dict[str, Any]:
     """Compute what is not done of one benchmark, write it, and score it."""
     from mobillama.eval.scores import score_benchmark, score_task
-    from mobillama.eval.tasks import build_items, choose, share_of
+    from mobillama.eval.tasks import build_items, choose, in_words, share_of
 
     wanted = min((size for size in (benchmark.sample, choices.limit) if size), default=0)
     numbers = {
@@ -168,9 +168,10 @@ def _benchmark(
         if not mine:
             continue
         lines = [line for (name, number), line in done.items() if name == one.name and number in mine]
-        scores[one.name] = score_task(
-            benchmark.metric, sorted(lines, key=lambda line: line["item"]), one.task.aggregation()
-        )
+        lines.sort(key=lambda line: int(line["item"]))
+        with in_words(f"{one.name}: its items cannot be put together by {benchmark.metric}"):
+            better = one.task.higher_is_better()
+            scores[one.name] = score_task(benchmark.metric, lines, one.task.aggregation(), better)
     row = score_benchmark(benchmark, scores, lacking) if scores else {"benchmark": benchmark.name, "items": 0}
     return {**row, "rows_of": {one.name: {"origin": one.origin, "sha256": one.fingerprint} for one in loaded}}
 
@@ -250,8 +251,8 @@ def _plain(value: Any) -> Any:
     """A metric as JSON takes it."""
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
-    if hasattr(value, "item"):
-        return value.item()
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return value.tolist()
     return value
 
 

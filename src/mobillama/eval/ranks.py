@@ -119,7 +119,9 @@ def _scores(parts: Sequence[Results], lines: Sequence[dict[str, Any]]) -> dict[s
                     f"task {name} adds its items up in a way of its own, so shares of it cannot be put together;"
                     " evaluate it in one process"
                 )
-            tasks[name] = score_task(one.metric, by_task[name], {known["metric"].partition(",")[0]: aggregate})
+            metric = known["metric"].partition(",")[0]
+            better = {metric: known.get("higher_is_better")}
+            tasks[name] = score_task(one.metric, by_task[name], {metric: aggregate}, better)
         rows.append(score_benchmark(one, tasks, mine[0]["lacking"]))
     first = parts[0].scores
     kept = {name: first[name] for name in ("model", "trained", "suite", "training_text")}

@@ -11,6 +11,8 @@ from typing import Any
 from mobillama import manifest
 from mobillama.config import with_defaults
 from mobillama.errors import DamagedFileError
+from mobillama.eval.averages import average
+from mobillama.eval.metrics import PER_CENT, metric_of
 from mobillama.eval.suite import Suite
 
 ITEMS, SETTINGS, SCORES = "items.jsonl", "evaluation.json", "scores.json"
@@ -52,7 +54,24 @@ def read_results(folder: Path) -> Results:
         scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{folder / SCORES} is not the scores of results ({error}); evaluate again") from None
-    return Results(folder, found, scores)
+    result = Results(folder, found, scores)
+    return Results(folder, found, _in_units(result.suite, scores))
+
+
+def _in_units(suite: Suite, scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a version that knew no units, and multiplied every metric by 100, as today's."""
+    if all("unit" in row for row in scores["benchmarks"]):
+        return scores
+    biased = {one.name for one in suite.benchmarks if one.unbiased_at is not None}
+    rows = []
+    for row in scores["benchmarks"]:
+        metric = metric_of(row["metric"])
+        better = None if row["benchmark"] in biased else metric.higher_is_better
+        today = {**row, "unit": metric.unit, "higher_is_better": better}
+        if metric.unit != PER_CENT:
+            today |= {key: row[key] and row[key] / 100 for key in ("value", "stderr")}
+        rows.append(today)
+    return {**scores, "benchmarks": rows, **average(suite, rows)}
 
 
 def read_items(path: Path, *, mend: bool = False) -> Items:

@@ -31,7 +31,7 @@ class Benchmark(Section):
     sample: int = Field(0, ge=0, description="items of each task, a fixed sample; 0 = all")
     min_items: int = Field(0, ge=0, description="items that all tasks together have at least: fewer are cut data")
     may_lack_tasks: bool = Field(False, description="a task without any item in the data is left out, and named")
-    unbiased_at: float | None = Field(None, description="per cent at which no side is preferred: the distance is shown")
+    unbiased_at: float | None = Field(None, description="value at which no side is preferred: the distance is shown")
     in_average: bool = Field(True, description="counts in the suite's average")
 
 

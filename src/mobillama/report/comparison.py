@@ -12,8 +12,10 @@ from typing import Any
 
 from mobillama import manifest
 from mobillama.report.page import render
+from mobillama.report.score import digits_of, unit_of, unit_words, with_error
 
 PUBLISHED = "published, not measured here"
+CAPTION = "Per cent where no unit is named, with standard errors."
 AVERAGES = {"average": "average", "average_without_bias": "average, more is better"}
 SPECIAL = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 
@@ -31,7 +33,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def latex(found: Mapping[str, Any]) -> str:
     """The comparison as LaTeX tables, for the package booktabs."""
-    parts = [_tabular(score_table(found), "Per cent, with standard errors.")]
+    parts = [_tabular(score_table(found), CAPTION)]
     parts += [_tabular(rows, title) for title, rows in pair_tables(found)]
     notes = [f"% {note}" for note in remarks(found)]
     return "\n\n".join([*parts, "\n".join(notes)])
@@ -47,6 +49,7 @@ def write_comparison_page(found: Mapping[str, Any], out: Path) -> Path:
         pairs=pair_tables(found),
         notes=remarks(found),
         models=found["models"],
+        caption=CAPTION,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_file(out, page.encode())
@@ -59,7 +62,9 @@ def score_table(found: Mapping[str, Any]) -> list[list[str]]:
     averages = [key for key in AVERAGES if any(row[key] for row in found["models"])]
     head = ["model"]
     for one in benchmarks:
-        head.append(f"{one['name']} ({one['shots']})" + ("" if one["in_average"] else ", not in average"))
+        head.append(
+            f"{one['name']} ({one['shots']}){unit_words(one)}" + ("" if one["in_average"] else ", not in average")
+        )
         if one["unbiased_at"] is not None:
             head.append(f"distance from {one['unbiased_at']:g}")
     rows = [[*head, *(AVERAGES[key] for key in averages)]]
@@ -67,10 +72,11 @@ def score_table(found: Mapping[str, Any]) -> list[list[str]]:
         cells = [row["name"]]
         for one in benchmarks:
             score = row["scores"][one["name"]]
-            cells.append(with_error(score["value"], score["stderr"]))
+            cells.append(with_error(score["value"], score["stderr"], unit_of(one)))
             if one["unbiased_at"] is not None:
-                cells.append(f"{score['from_unbiased']:.2f}")
-        cells += [with_error(row[key]["value"], row[key]["stderr"]) if row[key] else "" for key in averages]
+                cells.append(with_error(score["from_unbiased"], None, unit_of(one)))
+        found_averages = [row[key] for key in averages]
+        cells += [with_error(one["value"], one["stderr"], unit_of(one)) if one else "" for one in found_averages]
         rows.append(cells)
     rows += [_published(row, benchmarks, averages) for row in found.get("published", ())]
     return rows
@@ -79,11 +85,15 @@ def score_table(found: Mapping[str, Any]) -> list[list[str]]:
 def pair_tables(found: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """For each pair of models a title and cells: difference, interval, p and corrected p of every benchmark."""
     tables = []
+    described = {one["name"]: one for one in found["benchmarks"]}
+    described |= {key: found["models"][0][key] or {} for key in AVERAGES} if found["models"] else {}
     for pair in found["pairs"]:
         a, b = (found["models"][index]["name"] for index in pair["models"])
         rows = [["benchmark", "difference", "95% interval", "p", "p corrected", ""]]
         for name, one in pair["differences"].items():
-            cells = [AVERAGES.get(name, name), f"{one['difference']:+.2f}", f"{one['low']:+.2f} to {one['high']:+.2f}"]
+            digits = digits_of(unit_of(described[name]))
+            cells = [f"{AVERAGES.get(name, name)}{unit_words(described[name])}", f"{one['difference']:+.{digits}f}"]
+            cells.append(f"{one['low']:+.{digits}f} to {one['high']:+.{digits}f}")
             cells += [_p(one["p"]), _p(one["p_holm"]), "significant" if one["significant"] else ""]
             rows.append(cells)
         tables.append((f"{a} minus {b}", rows))
@@ -101,11 +111,6 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
         )
     sources = dict.fromkeys(row["source"] for row in found.get("published", ()))
     return [*notes, *(f"rows marked '{PUBLISHED}': {source}" for source in sources)]
-
-
-def with_error(value: float, error: float | None) -> str:
-    """A score with its standard error."""
-    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
 
 
 def _published(row: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]], averages: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from mobillama import manifest
 from mobillama.errors import DamagedFileError, InputError
 from mobillama.report.chart import Line, draw_lines
 from mobillama.report.page import render
+from mobillama.report.score import digits_of, unit_of, unit_words
 
 FORMAT, FORMAT_VERSION = "mobillama.curves", 1
 AVERAGES = {"average": "average", "average_without_bias": "average, more is better"}
@@ -30,16 +31,22 @@ def write_curves_page(folder: Path) -> Path:
         picture = draw_lines(lines, **said, standalone=True)
         manifest.write_file(folder / "curves" / f"{name.replace(', ', '-').replace(' ', '-')}.svg", picture.encode())
         pictures.append((name, draw_lines(lines, **said)))
-    names = [row["benchmark"] for row in points[-1]["benchmarks"]]
+    columns = [(row["benchmark"], unit_words(row)) for row in points[-1]["benchmarks"]]
     page = render(
         "evaluation.html.j2",
         title=f"Scores of {tree['run']} over training",
         pictures=pictures,
         points=points,
-        names=names,
+        columns=columns,
+        digits=lambda row: digits_of(unit_of(row)),
     )
     manifest.write_file(folder / "index.html", page.encode())
     return folder / "index.html"
+
+
+def _unit(row: dict[str, Any]) -> str:
+    """The unit of a row, with the direction where lower is better."""
+    return f"{unit_of(row)} (lower is better)" if row.get("higher_is_better") is False else unit_of(row)
 
 
 def read_curves(folder: Path) -> dict[str, Any]:
@@ -62,8 +69,8 @@ def _series(points: list[dict[str, Any]]) -> list[tuple[str, str, list[tuple[flo
     """Name, label and (tokens, value, standard error) of each benchmark and average; a missing error counts as 0."""
     found: dict[str, tuple[str, list[tuple[float, float, float]]]] = {}
     for point in points:
-        rows = [(row["benchmark"], f"{row['metric']}, per cent", row) for row in point["benchmarks"]]
-        rows += [(name, "per cent", point[key]) for key, name in AVERAGES.items() if point[key]]
+        rows = [(row["benchmark"], f"{row['metric']}, {_unit(row)}", row) for row in point["benchmarks"]]
+        rows += [(name, _unit(point[key]), point[key]) for key, name in AVERAGES.items() if point[key]]
         for name, label, row in rows:
             found.setdefault(name, (label, []))[1].append((point["tokens"], row["value"], row["stderr"] or 0.0))
     return [(name, label, values) for name, (label, values) in found.items()]
