@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,34 @@ def test_the_commands_say_what_they_found_and_what_they_cannot_do(room: Path, tm
     for changes, match in (({"chunks": "x"}, "--chunks x"), ({"step": 3}, "give --model")):
         with pytest.raises(InputError, match=match):
             heart(room / "run", **{"chunks": "0", "samples": 3, "model": "", "step": 0, "out": None, **how, **changes})
+
+
+def test_a_run_whose_shards_were_moved_is_evaluated_where_they_are(room: Path, tmp_path: Path, capsys: Any) -> None:
+    from mobillama.cli.eval import evaluate
+    from mobillama.cli.eval import memorisation as heart
+
+    run, there = tmp_path / "run", tmp_path / "elsewhere" / "moved"
+    shutil.copytree(room / "run", run)
+    shutil.copytree(room / "shards", there)
+    told = json.loads((run / "run.json").read_text())
+    told["shards"]["path"] = str(tmp_path / "gone" / "shards")
+    (run / "run.json").write_text(json.dumps(told))
+
+    how: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1, "as_json": True}
+    asked = {"suite": str(room / "suite.toml"), "data": room / "data", "every": 1, **how}
+    with pytest.raises(InputError, match=r"not at .*gone.*--shards SHARDS"):
+        evaluate(str(run), tmp_path / "curves", **asked)
+    evaluate(str(run), tmp_path / "curves", shards=there, **asked)
+    assert len(json.loads(capsys.readouterr().out)["points"]) > 1
+    assert (tmp_path / "curves" / f"step_{STEPS:06d}" / manifest.FILE).is_file()
+    with pytest.raises(InputError, match=r"--shards SHARDS"):
+        evaluate(str(run), tmp_path / "others", shards=tmp_path, **asked)
+
+    said: dict[str, Any] = {"chunks": "0", "samples": 2, "backend": "auto", **how}
+    with pytest.raises(InputError, match="--data SHARDS"):
+        heart(run, **said)
+    heart(run, data=there, **said)
+    assert json.loads(capsys.readouterr().out)["groups"]["chunk 0"]["samples"] == 2
 
 
 def test_rows_longer_than_the_context_are_refused(room: Path, subject: Subject) -> None:

@@ -33,6 +33,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     suite: Annotated[str, typer.Option(help="paper9, table5, quick, or the path of a suite.")] = "quick",
     data: Annotated[Path | None, typer.Option(help="Folder with one folder a benchmark [the hub].")] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Shards MODEL was trained on, if they were moved [where they were, or beside].")
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Most items of each task, a fixed sample; 0 = the suite's.")] = 0,
     bos: Bos = None,
     empty: Annotated[str | None, typer.Option(help="What stands for an empty context: bos or eos [bos].")] = None,
@@ -72,13 +75,13 @@ def evaluate(
 
         stay_offline()  # before anything imports the hub's client
     chosen = read_share(share) if share else ranks.torchrun_share()
-    choices = evaluation.Choices(data, limit, bos, empty, chosen or (0, 1), allow_code)
+    choices = evaluation.Choices(data, limit, bos, empty, chosen or (0, 1), allow_code, shards)
     if every:
         if chosen:
             raise InputError("--every evaluates in one process; start it without torchrun")
 
         def evaluate_one(stand: Stand, folder: Path) -> dict[str, Any]:
-            opened = open_stand(stand, model, device, dtype, threads)
+            opened = open_stand(stand, model, device, dtype, threads, shards)
             return evaluation.evaluate(opened, suite, folder, choices, show_items, again=True)
 
         show_run(Path(model), out, every, evaluate_one, follow, as_json)
@@ -164,6 +167,9 @@ def memorisation(
     samples: Annotated[int, typer.Option(min=2, help="Prompts of each chunk, and held-out ones.")] = 1000,
     model: Annotated[str, typer.Option(help="Another model or .gguf file made from the run [its last].")] = "",
     step: Annotated[int, typer.Option(min=0, help="With --model: the steps it had taken [all].")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the run's shards [where they were, or beside the run].")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write every sample, with its document and steps, here.")] = None,
     backend: Backend = "auto",
     device: Device = "auto",
@@ -186,7 +192,7 @@ def memorisation(
 
     if not (run / "run.json").is_file():
         raise InputError(f"{run} is no run (it has no run.json); give the --out folder of a training")
-    reading = open_reading(run)
+    reading = open_reading(run, data)
     subject = opener(model or str(run), backend, device, dtype, threads, ignore_key)()
     same_tokenizer(subject, reading.shards)
     numbers = list(dict.fromkeys(int(part) for part in chunks.split(",")))
@@ -245,7 +251,9 @@ def ignored(subject: Subject) -> dict[str, list[str]]:
     return {"ignored_keys": list(subject.ignored_keys)} if subject.ignored_keys else {}
 
 
-def open_stand(stand: Stand, run: str, device: str, dtype: str, threads: int) -> Callable[[], Subject]:
+def open_stand(
+    stand: Stand, run: str, device: str, dtype: str, threads: int, shards: Path | None = None
+) -> Callable[[], Subject]:
     """As `opener`, for one state of a run: a model folder, or a checkpoint of its training."""
     if stand.is_model:
         return opener(str(stand.folder), "torch", device, dtype, threads)
@@ -263,7 +271,7 @@ def open_stand(stand: Stand, run: str, device: str, dtype: str, threads: int) ->
         recipe = resolve(TrainRecipe, checkpoint.manifest.recipe, str(stand.folder))
         model, saved = Transformer(recipe.model), SavedState(checkpoint)
         model.load_state_dict({name: saved[f"model.{name}"] for name in model.state_dict()})
-        words = open_reading(Path(run)).folder / "tokenizer"
+        words = open_reading(Path(run), shards, "--shards").folder / "tokenizer"
         origin = manifest.origin(stand.folder, checkpoint.manifest)
         return subject_of(str(stand.folder), model, words, place(device, dtype, threads), [origin], stand.folder)
 

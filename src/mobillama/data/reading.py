@@ -41,10 +41,11 @@ class Reading:
         return read_shards(self.folder)
 
 
-def open_reading(folder: Path, data: Path | None = None) -> Reading:
+def open_reading(folder: Path, data: Path | None = None, option: str = "--data") -> Reading:
     """The shards and order of a run, or of plain shards: those with the defaults of TrainConfig.
 
-    data: where a run's shards are; None = where they were when it was last trained, else beside it.
+    data: where a run's shards are; None = where they were when it was last trained, else beside it. option: the
+    command's name for it, in errors.
     Errors: InputError for a newer format, for shards that are not there, or for others than those of the run.
     """
     if not (folder / "run.json").is_file():
@@ -58,18 +59,18 @@ def open_reading(folder: Path, data: Path | None = None) -> Reading:
         defaults = TrainConfig()
         return Reading(folder, defaults.seed, Steps(defaults.rows_per_step), 0, None)
     run = read_run_file(folder)
-    path = find_shards(folder, run, data)
+    path = find_shards(folder, run, data, option)
     digest = manifest.read(path, "shards").digest()
     if digest != run["shards"]["digest"]:
         raise InputError(
             f"{path} has root digest {digest}; {folder} was trained on {run['shards']['digest']}: put those shards "
-            "back, or say where they are with --data SHARDS"
+            f"back, or say where they are with {option} SHARDS"
         )
     parent = run["parent"]["run"] if "parent" in run else None
     return Reading(path, run["recipe"]["train"]["seed"], steps_of(run), run["steps"], folder, parent)
 
 
-def find_shards(run: Path, told: Mapping[str, Any], data: Path | None = None) -> Path:
+def find_shards(run: Path, told: Mapping[str, Any], data: Path | None = None, option: str = "--data") -> Path:
     """The shards of a run with this run.json: `data`, else where they were, else beside the run.
 
     Error: InputError if they are at none of these.
@@ -81,5 +82,5 @@ def find_shards(run: Path, told: Mapping[str, Any], data: Path | None = None) ->
             return place
     raise InputError(
         f"the shards of {run} (digest {told['shards']['digest']}) are not at {' nor at '.join(map(str, places))}; "
-        "say where they are with --data SHARDS"
+        f"say where they are with {option} SHARDS"
     )

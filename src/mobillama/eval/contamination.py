@@ -24,15 +24,18 @@ from mobillama.eval.suite import Suite
 from mobillama.tokenizer.gguf_keys import read_keys
 
 
-def known_overlap(model: Path | None, suite: Suite, hashes: Mapping[str, str]) -> dict[str, Any]:
+def known_overlap(
+    model: Path | None, suite: Suite, hashes: Mapping[str, str], told: Path | None = None
+) -> dict[str, Any]:
     """How many documents of a model's training and held-out rows hold text of each benchmark of a suite.
 
     model: its folder, or its .gguf file; hashes: of the benchmarks' files, to say whether they are those that the
-    corpus was compared with. Gives `documents` (benchmark -> counts of `training` and `held_out`) with the digests of
-    `shards` and `corpus`, or `unknown`, in words, where that cannot be told.
+    corpus was compared with; told: where its shards are, if they were moved. Gives `documents` (benchmark -> counts of
+    `training` and `held_out`) with the digests of `shards` and `corpus`, or `unknown`, in words, where that cannot be
+    told.
     """
     try:
-        shards = find_shards(model)
+        shards = find_shards(model, told)
         corpus = find_corpus(shards)
         marks = _marks(shards, corpus)
     except (InputError, DamagedFileError) as error:
@@ -50,11 +53,11 @@ def known_overlap(model: Path | None, suite: Suite, hashes: Mapping[str, str]) -
     return {**found, "compared_with_other_files": other}
 
 
-def find_shards(model: Path | None) -> Shards:
+def find_shards(model: Path | None, told: Path | None = None) -> Shards:
     """The shards that a model was trained on. Error: InputError says why they are not known.
 
     model: its folder; or a .gguf file, which names them: they are looked for beside it and one folder up, and in
-    `shards` there.
+    `shards` there. told: where they are, if anybody knows better.
     """
     if model is not None and model.is_file():
         digest, places = _said_in_gguf(model)
@@ -62,7 +65,7 @@ def find_shards(model: Path | None) -> Shards:
         digest, places = _said_in_folder(model)
     if not digest:
         raise InputError("nothing says what the model was trained on: it is neither in a run nor made from shards")
-    for place in places:
+    for place in [told] if told is not None else places:
         if (place / manifest.FILE).is_file() and manifest.read(place).digest() == digest:
             return read_shards(place)
     raise InputError(f"the shards that the model was trained on (digest {digest}) are not at hand")

@@ -47,6 +47,7 @@ class Choices:
     empty: str | None = None  # what stands for an empty context, bos or eos; None = as the harness's HFLM
     share: tuple[int, int] = (0, 1)  # (rank, size): every size-th item, from the rank-th
     allow_code: bool = False  # run code of task files that does not come with the harness
+    shards: Path | None = None  # what the model was trained on; None = where it says, or beside it
 
 
 def evaluate(
@@ -113,7 +114,7 @@ def evaluate(
             "benchmarks": rows,
             **average(suite, rows),
             "rows": origins,
-            "training_text": known_overlap(subject.folder, suite, hashes),
+            "training_text": known_overlap(subject.folder, suite, hashes, choices.shards),
         }
         files = [{"kind": "source file", "name": name, "digest": digest} for name, digest in sorted(hashes.items())]
         circumstance = {"seconds": round(time.monotonic() - began, 1), "where": subject.words}
