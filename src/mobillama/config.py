@@ -16,7 +16,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -610,5 +610,7 @@ def _explain(recipe: type[Section], error: ValidationError, origin: str) -> str:
 def _fields_at(recipe: type[Section], location: Sequence[int | str]) -> list[str]:
     section: Any = recipe
     for part in location:
-        section = section.model_fields[str(part)].annotation
+        if isinstance(part, str):  # a number is a place in a list of sections
+            found = section.model_fields[part].annotation
+            section = next((one for one in get_args(found) if hasattr(one, "model_fields")), found)
     return list(section.model_fields)

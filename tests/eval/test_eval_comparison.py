@@ -191,3 +191,14 @@ def test_files_that_decide_prompts_and_differ_are_named_and_older_results_are_st
     assert note.endswith("differs in lm_eval/tasks/piqa/piqa.yaml, x")
     assert "older: an older version kept no hashes of the harness's task files" in compare([older, one])["notes"]
     assert not [note for note in compare([older, older])["notes"] if "hashes" in note]
+
+
+@pytest.mark.parametrize("change", [{"suite": 3}, {"suite": {"name": "x"}}, {"share": []}, {"share": None}])
+def test_results_whose_settings_were_damaged_are_refused_in_words(tmp_path: Path, change: dict[str, Any]) -> None:
+    base, other = (results(tmp_path / name, draw(1)) for name in ("base", "other"))
+    tree = json.loads((other / manifest.FILE).read_text())
+    tree["recipe"] |= change
+    (other / manifest.FILE).write_text(json.dumps(tree))
+    with pytest.raises(DamagedFileError, match="other says of no suite") as error:
+        compare([base, other])
+    assert "\n" not in str(error.value)

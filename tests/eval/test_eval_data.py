@@ -50,6 +50,7 @@ def test_a_suite_that_is_not_there_or_wrong_is_refused(tmp_path: Path) -> None:
     for text, words in [
         ("about = ", "not valid TOML"),
         ('about = "x"', "benchmarks"),
+        ('about = "x"\n[[benchmarks]]\nname="a"\ntasks=["a"]\nshot=0\nmetric="acc"', "'benchmarks.0.shot'.*'shots'"),
         ('about = "x"\nspeed = 1\n[[benchmarks]]\nname="a"\ntasks=["a"]\nshots=0\nmetric="acc"', "speed"),
     ]:
         path = tmp_path / "mine.toml"

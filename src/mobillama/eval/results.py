@@ -55,7 +55,14 @@ def read_results(folder: Path) -> Results:
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{folder / SCORES} is not the scores of results ({error}); evaluate again") from None
     result = Results(folder, found, scores)
-    return Results(folder, found, _in_units(result.suite, scores))
+    try:
+        suite, _ = result.suite, result.share
+    except (KeyError, TypeError, ValueError) as error:
+        words = str(error).splitlines()[0]
+        raise DamagedFileError(
+            f"{folder} says of no suite that it was evaluated on it ({words}); evaluate again"
+        ) from None
+    return Results(folder, found, _in_units(suite, scores))
 
 
 def _in_units(suite: Suite, scores: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,13 @@ def own_folder(folder: Path) -> Path:
     if folder.resolve() != folder.parent.resolve() / folder.name:
         raise InputError(f"{folder} is a link to {folder.resolve()}; put the suite's task files beside the suite")
     for path in sorted(folder.glob("**/*.yaml")):
-        read_task_file(path, folder)
+        tree = read_task_file(path, folder).tree
+        key = "group" if "group" in tree and "class" not in tree else "task"
+        if not isinstance(tree.get(key, ""), str):
+            raise InputError(f"{path}: {key} is {str(tree[key])[:100]!r}; expected a name")
+        tags = tree.get("tag") or []
+        if not isinstance(tags, (str, list)) or not all(isinstance(tag, str) for tag in tags):
+            raise InputError(f"{path}: tag is {str(tags)[:100]!r}; expected a name, or a list of names")
     return folder
 
 
@@ -135,7 +141,7 @@ def _read(path: Path, own: Path | None, above: Sequence[Path], seen: set[Path]) 
             f"{path}{leads}{named}: task files come from the suite's folder {'tasks' if own is None else own} or from"
             " the harness; put a copy of it there"
         )
-    if not place.is_file():
+    if not os.path.isfile(place):  # noqa: PTH113 - no error for a name that is too long
         named = f", which {above[-1]} includes," if above else ""
         raise InputError(f"{path}{named} is no file; expected a task file in YAML")
     if place in seen:

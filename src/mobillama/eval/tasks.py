@@ -149,6 +149,16 @@ def build_items(loaded: LoadedTask, seed: int) -> list[Item]:
             raise InputError(f"{loaded.name}, item {number} of {loaded.origin} has no choices; correct its row")
         instances = found[number]
         instances.sort(key=lambda instance: instance.idx)
+        texts = [
+            text
+            for one in instances
+            for text in (one.args[:2] if one.request_type == "loglikelihood" else one.args[:1])
+        ]
+        if strange := [text for text in texts if not isinstance(text, str)]:
+            raise InputError(
+                f"{loaded.name}, item {number} of {loaded.origin} asks for {str(strange[0])[:100]!r}, which is no text;"
+                " correct its row, or the task file"
+            )
         asked = [[instance.request_type, *instance.args] for instance in instances]
         context = hashlib.sha256(manifest.canonical(asked)).hexdigest()
         items.append(Item(number, instances[0].doc, instances, context))
