@@ -94,7 +94,8 @@ def test_a_branch_with_nothing_changed_has_the_parents_bits(tmp_path, parent, sh
     assert tiny.weights(out) == tiny.weights(parent)
     kinds = ("step", "validation", "checkpoint", "end")
     told = [[line.result for line in read_ledger(run) if line.kind in kinds and line.step > 5] for run in (out, parent)]
-    assert told[0] == told[1]
+    # A checkpoint that is written beside training gets its line when it is done, after one step or another.
+    assert sorted(told[0], key=repr) == sorted(told[1], key=repr)
 
 
 def test_a_branch_says_what_it_was_branched_off(branched, parent):
